@@ -1,0 +1,373 @@
+"""A stack of pre-norm Transformer layers: (B, T, D) -> (B, T, D), all at once or one position at a time.
+
+`Stack.forward` costs one pass over T positions. `Stack.start` makes a `StackState`, `forward` fills it from a prompt,
+and `Stack.step` then takes one position a row and costs the weights plus the cache that the position sees.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from byteloom.layers.attention import Reach, alibi_slopes, attend, attend_cached, bias_between
+
+Position = Literal["rope", "learned", "alibi", "none"]
+Norm = Literal["rms", "layer"]
+MLPKind = Literal["relu", "gelu", "relu2", "swiglu"]
+
+ACTIVATIONS = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "relu2": lambda x: F.relu(x).square(),  # arXiv 2109.08668
+    "swiglu": F.silu,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """What the layers of one stage are made of."""
+
+    dim: int
+    """Width."""
+    num_layers: int
+    """Number of layers."""
+    num_heads: int
+    """Attention heads."""
+    num_kv_heads: int | None = None
+    """Heads of keys and values: fewer than num_heads is grouped-query, 1 is multi-query attention; None: num_heads."""
+    head_dim: int | None = None
+    """Width of a head; None: dim / num_heads."""
+    position: Position = "rope"
+    """How positions are told apart: rotary, a learned table, ALiBi's linear bias, or not at all."""
+    rope_base: float = 10000.0
+    """Base of the rotary frequencies."""
+    max_positions: int | None = None
+    """Rows of the learned position table, and so a limit on length; needed for position "learned" only."""
+    norm: Norm = "rms"
+    """RMSNorm or LayerNorm, before each sublayer and after the last."""
+    norm_eps: float = 1e-6
+    """Added to the variance in norms."""
+    qk_norm: bool = True
+    """Normalise queries and keys of each head (RMS, no weights)."""
+    mlp: MLPKind = "relu2"
+    """Activation of the MLP; "swiglu" has a gate."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP as a multiple of dim."""
+    attention_bias: bool = False
+    """Biases in the attention's linear layers."""
+    mlp_bias: bool = False
+    """Biases in the MLP's linear layers."""
+    token_shift: bool = False
+    """Before each sublayer the second half of the channels is taken from the position before."""
+    dropout: float = 0.0
+    """Dropout on what each sublayer adds, in training; never on embeddings."""
+    window: int | None = None
+    """A position sees itself and window - 1 before it, across patch borders; None: its patch (coarsest stage: all)."""
+    zero_init: bool = True
+    """Start with the output projections of attention and MLP at zero."""
+    residual_scalars: bool = False
+    """Each layer starts from a * x + b * x0 with trained scalars a, b, where x0 is the stack's input."""
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        for field in ("dim", "num_layers", "num_heads"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{name}.{field} is {getattr(self, field)}; it must be at least 1")
+        if self.head_dim is None and self.dim % self.num_heads:
+            raise ValueError(f"{name}.num_heads is {self.num_heads}, which does not divide dim {self.dim}; set head_dim")
+        if self.head_dim is not None and self.head_dim < 1:
+            raise ValueError(f"{name}.head_dim is {self.head_dim}; it must be at least 1")
+        if self.num_kv_heads is not None and (self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads):
+            raise ValueError(f"{name}.num_kv_heads is {self.num_kv_heads}; it must divide num_heads {self.num_heads}")
+        if self.position == "rope" and self.width_of_head % 2:
+            raise ValueError(f"{name}.head_dim is {self.width_of_head}; rotary positions need it to be even")
+        if self.position == "rope" and self.rope_base <= 1:
+            raise ValueError(f"{name}.rope_base is {self.rope_base}; it must be above 1")
+        if self.max_positions is not None and self.position != "learned":
+            raise ValueError(f'{name}.max_positions is a limit for position "learned" only; leave it out')
+        if self.max_positions is not None and self.max_positions < 1:
+            raise ValueError(f"{name}.max_positions is {self.max_positions}; it must be at least 1")
+        if self.token_shift and self.dim % 2:
+            raise ValueError(f"{name}.dim is {self.dim}; token_shift halves the channels, so it must be even")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"{name}.dropout is {self.dropout}; it must be at least 0 and below 1")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"{name}.window is {self.window}; it must be at least 1, or None for no window")
+        if self.mlp_ratio <= 0 or round(self.dim * self.mlp_ratio) < 1:
+            raise ValueError(f"{name}.mlp_ratio is {self.mlp_ratio}; the MLP would have no hidden unit")
+        if self.norm_eps <= 0:
+            raise ValueError(f"{name}.norm_eps is {self.norm_eps}; it must be above 0")
+
+    @property
+    def width_of_head(self) -> int:
+        """d, the width of a head."""
+        return self.head_dim or self.dim // self.num_heads
+
+    @property
+    def groups(self) -> int:
+        """G, the number of heads of keys and values."""
+        return self.num_kv_heads or self.num_heads
+
+
+def make_norm(kind: Norm, dim: int, eps: float) -> nn.Module:
+    """RMSNorm or LayerNorm over `dim` channels."""
+    return nn.RMSNorm(dim, eps=eps) if kind == "rms" else nn.LayerNorm(dim, eps=eps)
+
+
+def rope_table(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (T, d/2) in fp32 for integer positions (T,) (arXiv 2104.09864, section 3.2.2).
+
+    The angles are computed in fp64: in fp32 a position near a million would be off by several hundredths of a radian.
+    """
+    frequencies = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device=positions.device) / head_dim)
+    angles = positions.to(torch.float64).unsqueeze(-1) * frequencies
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn channel i of each head against channel i + d/2: x (..., H, d), cos and sin (..., 1, d/2)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+def shift_tokens(x: Tensor, reach: Reach) -> Tensor:
+    """The second half of the channels comes from the position before, or is zero at a start: (B, T, D) -> (B, T, D)."""
+    own, moved = x.chunk(2, dim=-1)
+    moved = F.pad(moved, (0, 0, 1, -1))
+    if reach.patch_size is not None:
+        starts = torch.arange(x.shape[1], device=x.device) % reach.patch_size == 0
+        moved = moved.masked_fill(starts.unsqueeze(-1), 0.0)
+    return torch.cat((own, moved), dim=-1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention; queries, keys and values from the same positions."""
+
+    def __init__(self, config: BlockConfig):
+        super().__init__()
+        self.config = config
+        heads, groups, width = config.num_heads, config.groups, config.width_of_head
+        self.query = nn.Linear(config.dim, heads * width, bias=config.attention_bias)
+        self.key = nn.Linear(config.dim, groups * width, bias=config.attention_bias)
+        self.value = nn.Linear(config.dim, groups * width, bias=config.attention_bias)
+        self.out = nn.Linear(heads * width, config.dim, bias=config.attention_bias)
+
+    def project(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(..., D) -> queries (..., H, d), keys and values (..., G, d), normalised and turned."""
+        width = self.config.width_of_head
+        q, k, v = (layer(x).unflatten(-1, (-1, width)) for layer in (self.query, self.key, self.value))
+        if self.config.qk_norm:
+            q, k = (F.rms_norm(y, (width,), eps=self.config.norm_eps) for y in (q, k))
+        if rope is not None:
+            cos, sin = (table.to(q.dtype) for table in rope)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        return q, k, v
+
+
+class MLP(nn.Module):
+    """Up, activation (with a gate for SwiGLU), down."""
+
+    def __init__(self, config: BlockConfig):
+        super().__init__()
+        hidden = round(config.dim * config.mlp_ratio)
+        self.activation = ACTIVATIONS[config.mlp]
+        self.up = nn.Linear(config.dim, hidden, bias=config.mlp_bias)
+        self.gate = nn.Linear(config.dim, hidden, bias=config.mlp_bias) if config.mlp == "swiglu" else None
+        self.down = nn.Linear(hidden, config.dim, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        if self.gate is not None:
+            return self.down(self.activation(self.gate(x)) * self.up(x))
+        return self.down(self.activation(self.up(x)))
+
+
+class Block(nn.Module):
+    """One layer: attention, then MLP, each behind a norm and added to the stream."""
+
+    def __init__(self, config: BlockConfig):
+        super().__init__()
+        self.attention_norm = make_norm(config.norm, config.dim, config.norm_eps)
+        self.attention = Attention(config)
+        self.mlp_norm = make_norm(config.norm, config.dim, config.norm_eps)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+        if config.residual_scalars:
+            self.stream_scale = nn.Parameter(torch.ones(()))
+            self.input_scale = nn.Parameter(torch.zeros(()))
+
+    def mix_input(self, x: Tensor, x0: Tensor) -> Tensor:
+        """a * x + b * x0 where the config asks for residual scalars."""
+        if hasattr(self, "stream_scale"):
+            return self.stream_scale * x + self.input_scale * x0
+        return x
+
+
+@dataclass
+class StackState:
+    """What a stack remembers: for each layer the keys and values that later positions can still see."""
+
+    keys: Tensor
+    """(layers, B, C, G, d); position p lies in slot p mod C, already turned by its rotary angle."""
+    values: Tensor
+    """(layers, B, C, G, d)."""
+    shifted: Tensor | None
+    """(layers, 2, B, D/2): what token shift takes from the position before, for attention and MLP."""
+    rope: tuple[Tensor, Tensor] | None
+    """Cosines and sines for every position that can come."""
+
+    def select(self, rows: Tensor) -> "StackState":
+        """The state of these rows alone, copied: (N,) indices, which may repeat."""
+        shifted = None if self.shifted is None else self.shifted[:, :, rows]
+        return StackState(keys=self.keys[:, rows], values=self.values[:, rows], shifted=shifted, rope=self.rope)
+
+    def fill(self, layer: int, k: Tensor, v: Tensor, last: Tensor) -> None:
+        """Keep of k, v (B, T, G, d) what is still seen after position last (B,) of each row."""
+        size, length = self.keys.shape[2], k.shape[1]
+        if length <= size:  # positions after a row's last are overwritten before they can be seen
+            self.keys[layer, :, :length], self.values[layer, :, :length] = k, v
+            return
+        slots = torch.arange(size, device=k.device)
+        source = (last[:, None] - (last[:, None] - slots) % size).clamp(min=0)  # (B, C)
+        index = source.view(*source.shape, 1, 1).expand(-1, -1, *k.shape[2:])
+        self.keys[layer], self.values[layer] = k.gather(1, index), v.gather(1, index)
+
+
+class Stack(nn.Module):
+    """The layers of one stage and the norm after them.
+
+    `patch_size` says how many siblings share a parent; None for the coarsest stage. Attention does not cross that
+    border unless `config.window` is set (then it is ignored) or `lookback` reaches over it.
+    """
+
+    def __init__(self, config: BlockConfig, patch_size: int | None = None, lookback: int = 0):
+        super().__init__()
+        self.config = config
+        self.reach = (
+            Reach(window=config.window)
+            if config.window is not None or patch_size is None
+            else Reach(patch_size=patch_size, lookback=lookback)
+        )
+        if config.position == "learned":
+            rows = self.reach.patch_size if self.reach.isolated else config.max_positions
+            if rows is None:
+                raise ValueError(f'{type(config).__name__}.max_positions must be set for position "learned"')
+            self.positions = nn.Parameter(torch.empty(rows, config.dim))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = make_norm(config.norm, config.dim, config.norm_eps)
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest sequence this stack takes; None: any."""
+        return self.config.max_positions if self.config.position == "learned" and not self.reach.isolated else None
+
+    def index(self, positions: Tensor) -> Tensor:
+        """The row of the position tables: within its patch where patches do not see each other."""
+        return positions % self.reach.patch_size if self.reach.isolated else positions
+
+    def slopes(self, device: torch.device) -> Tensor | None:
+        """ALiBi's slopes (H,), if this stack uses them."""
+        return alibi_slopes(self.config.num_heads, device) if self.config.position == "alibi" else None
+
+    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Tables (T, 1, d/2) for these positions, if this stack uses rotary positions."""
+        if self.config.position != "rope":
+            return None
+        cos, sin = rope_table(positions, self.config.width_of_head, self.config.rope_base)
+        return cos.unsqueeze(-2), sin.unsqueeze(-2)
+
+    def forward(self, x: Tensor, state: StackState | None = None, last: Tensor | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D). With a state, it is filled up to position `last` (B,) of each row."""
+        positions = self.index(torch.arange(x.shape[1], device=x.device))
+        if self.config.position == "learned":
+            # What stands past the table is padding, which no other position sees.
+            x = x + self.positions[positions.clamp(max=self.positions.shape[0] - 1)]
+        rope, slopes, x0 = self.rope(positions), self.slopes(x.device), x
+        for i, block in enumerate(self.blocks):
+            x = block.mix_input(x, x0)
+            h = shift_tokens(x, self.reach) if self.config.token_shift else x
+            self.remember(state, i, 0, h, x, last)
+            q, k, v = block.attention.project(narrow(block.attention_norm(h)), rope)
+            if state is not None and last is not None:
+                state.fill(i, k, v, last)
+            mixed = attend(q, k, v, self.reach, slopes)
+            x = x + block.dropout(block.attention.out(mixed.flatten(-2)))
+            h = shift_tokens(x, self.reach) if self.config.token_shift else x
+            self.remember(state, i, 1, h, x, last)
+            x = x + block.dropout(block.mlp(narrow(block.mlp_norm(h))))
+        return self.norm(x)
+
+    def remember(
+        self, state: StackState | None, layer: int, part: int, h: Tensor, x: Tensor, last: Tensor | None
+    ) -> None:
+        """Keep the half of x that token shift hands to the position after `last`."""
+        if state is not None and state.shifted is not None and last is not None:
+            state.shifted[layer, part] = x[torch.arange(x.shape[0], device=x.device), last].chunk(2, dim=-1)[1]
+
+    def start(self, batch: int, max_positions: int, dtype: torch.dtype, device: torch.device) -> StackState:
+        """An empty state for `batch` rows of at most `max_positions` positions."""
+        config = self.config
+        size = max_positions if self.reach.limit is None else min(self.reach.limit, max(max_positions, 1))
+        size = self.reach.limit if self.reach.patch_size is not None else size
+        shape = (config.num_layers, batch, size, config.groups, config.width_of_head)
+        shifted = (
+            torch.zeros(config.num_layers, 2, batch, config.dim // 2, dtype=dtype, device=device)
+            if config.token_shift
+            else None
+        )
+        table = self.reach.patch_size if self.reach.isolated else max_positions
+        return StackState(
+            keys=torch.zeros(shape, dtype=dtype, device=device),
+            values=torch.zeros(shape, dtype=dtype, device=device),
+            shifted=shifted,
+            rope=self.rope(torch.arange(table or 0, device=device)),
+        )
+
+    def step(self, x: Tensor, positions: Tensor, state: StackState, rows: Tensor, longest: int) -> Tensor:
+        """One position a row: x (N, D) at `positions` (N,) of the batch's `rows` (N,) -> (N, D).
+
+        `longest` is the largest of the positions, known on the host, so that no full cache is read past it.
+        """
+        index = self.index(positions)
+        if self.config.position == "learned":
+            x = x + self.positions[index]
+        rope = None if state.rope is None else (state.rope[0][index], state.rope[1][index])
+        size = state.keys.shape[2]
+        everyone = rows.shape[0] == state.keys.shape[1]
+        seen = min(size, longest + 1)
+        slots = torch.arange(seen, device=x.device)
+        held = positions[:, None] - (positions[:, None] - slots) % size  # the position that each slot holds (N, L)
+        visible = held >= self.reach.first(positions).clamp(min=0)[:, None]
+        bias = bias_between(positions[:, None], held, visible.unsqueeze(1), self.slopes(x.device)).squeeze(2)
+        slot, x0 = positions % size, x
+        for i, block in enumerate(self.blocks):
+            x = block.mix_input(x, x0)
+            h = self.shift_step(x, i, 0, positions, state, rows)
+            q, k, v = block.attention.project(narrow(block.attention_norm(h)), rope)
+            keys, values = state.keys[i], state.values[i]
+            keys[rows, slot], values[rows, slot] = k.to(keys.dtype), v.to(values.dtype)
+            keys, values = (c[:, :seen] if everyone else c[rows, :seen] for c in (keys, values))
+            mixed = attend_cached(q, keys, values, bias)
+            x = x + block.attention.out(mixed.flatten(-2))
+            h = self.shift_step(x, i, 1, positions, state, rows)
+            x = x + block.mlp(narrow(block.mlp_norm(h)))
+        return self.norm(x)
+
+    def shift_step(self, x: Tensor, layer: int, part: int, positions: Tensor, state: StackState, rows: Tensor) -> Tensor:
+        """Token shift for one position a row."""
+        if state.shifted is None:
+            return x
+        own, moved = x.chunk(2, dim=-1)
+        before = state.shifted[layer, part, rows]
+        if self.reach.patch_size is not None:
+            before = before.masked_fill((positions % self.reach.patch_size == 0).unsqueeze(-1), 0.0)
+        state.shifted[layer, part, rows] = moved.to(before.dtype)
+        return torch.cat((own, before), dim=-1)
+
+
+def narrow(x: Tensor) -> Tensor:
+    """Cast to autocast's type once, where several matrices read the same input; the stream itself stays in fp32."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x

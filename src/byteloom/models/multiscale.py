@@ -1,0 +1,444 @@
+"""The multiscale model: ids (B, T) -> logits (B, T, V), `logits[:, t]` for `ids[:, t]` given all ids before it.
+
+Stage 0 is the coarsest. One position of stage s stands for `span` bytes, the product of the patch sizes from s on.
+A position's input is what the sibling before it stands for (a start vector where there is none) plus its share of its
+parent's output, so nothing at or after byte t reaches the logits at t. `forward` costs about 2 FLOPs per parameter and
+position of each stage; `step` costs the finest stage's weights per byte and a coarser stage's once per patch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from byteloom.layers.patching import Expander, PatchConfig, PatchEmbedder
+from byteloom.layers.transformer import BlockConfig, Stack, StackState
+from byteloom.losses import Loss, cross_entropy, summed_loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig(BlockConfig, PatchConfig):
+    """One stage: its layers, how bytes come into it, and how vectors go out to the next finer stage."""
+
+    cross_patch: int = 0
+    """Attention also sees the last so many positions of the patch before (finer stages only)."""
+
+    def __post_init__(self) -> None:
+        BlockConfig.__post_init__(self)
+        self.check_patches(self.dim)
+        if self.cross_patch < 0:
+            raise ValueError(f"StageConfig.cross_patch is {self.cross_patch}; it must be at least 0")
+        if self.cross_patch and self.window is not None:
+            raise ValueError("StageConfig.cross_patch and window are two reaches across patch borders; set one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A whole model: its stages, coarsest first, and what they share."""
+
+    stages: tuple[StageConfig, ...]
+    """The stages, coarsest first; one alone is a plain decoder-only Transformer."""
+    vocab_size: int = 320
+    """Number of ids: 256 bytes, 64 reserved, then the codec tokens."""
+    context: int = 8192
+    """Ids in a sequence that the model is meant for: the default of training, evaluation and generation."""
+    tied_head: bool = True
+    """Logits through the transposed byte table of the finest stage; else through a matrix of their own."""
+    head_bias: bool = False
+    """A bias on the logits."""
+    logit_cap: float | None = None
+    """Squash logits softly into (-cap, cap): cap * tanh(logits / cap)."""
+    init_std: float = 0.02
+    """Standard deviation of the truncated normal that weights start from, cut at 2 sigma (paper: 0.006)."""
+    late_parent: bool = False
+    """Add a parent's vector one position late, and predict a patch's first byte from the patch before, as
+    megabyte-pytorch does. For imported weights only: it hides the newest patch from that byte."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.stages, tuple):
+            object.__setattr__(self, "stages", tuple(self.stages))
+        if not self.stages:
+            raise ValueError("ModelConfig.stages is empty; a model has at least one stage")
+        *coarse, finest = self.stages
+        for i, stage in enumerate(coarse):
+            if stage.patch_size is None:
+                raise ValueError(f"ModelConfig.stages[{i}].patch_size is not set; only the finest stage has none")
+        if finest.patch_size is not None:
+            raise ValueError(f"ModelConfig.stages[{len(coarse)}].patch_size is set; the finest stage has none")
+        if self.stages[0].cross_patch:
+            raise ValueError("ModelConfig.stages[0].cross_patch is set; the coarsest stage has no patch borders")
+        for i, stage in enumerate(self.stages):
+            siblings = self.stages[i - 1].patch_size if i else None
+            isolated = siblings is not None and stage.window is None and not stage.cross_patch
+            if siblings is not None and stage.cross_patch > siblings:
+                raise ValueError(
+                    f"ModelConfig.stages[{i}].cross_patch is {stage.cross_patch}; at most the {siblings} of a patch"
+                )
+            if stage.position == "learned" and stage.max_positions is None and not isolated:
+                raise ValueError(f'ModelConfig.stages[{i}].max_positions must be set for position "learned"')
+            if self.projection(i) is False and self.embed_dim(i) * self.span(i) != stage.dim:
+                raise ValueError(
+                    f"ModelConfig.stages[{i}] has no projection, so {self.span(i)} bytes x embed_dim "
+                    f"{self.embed_dim(i)} must be its dim {stage.dim}"
+                )
+        if self.tied_head and (self.embed_dim(-1) != finest.dim):
+            raise ValueError("ModelConfig.tied_head needs the finest stage's embed_dim to be its dim")
+        if self.vocab_size < 1:
+            raise ValueError(f"ModelConfig.vocab_size is {self.vocab_size}; it must be at least 1")
+        if self.context < 1:
+            raise ValueError(f"ModelConfig.context is {self.context}; it must be at least 1")
+        if self.logit_cap is not None and self.logit_cap <= 0:
+            raise ValueError(f"ModelConfig.logit_cap is {self.logit_cap}; it must be above 0, or None")
+        if self.init_std <= 0:
+            raise ValueError(f"ModelConfig.init_std is {self.init_std}; it must be above 0")
+        if self.late_parent and (len(self.stages) == 1 or any(s.window or s.cross_patch for s in self.stages[1:])):
+            raise ValueError("ModelConfig.late_parent needs two stages or more, with isolated patches")
+        if self.max_length is not None and self.context > self.max_length:
+            raise ValueError(
+                f"ModelConfig.context is {self.context}, but the learned positions end at {self.max_length} bytes"
+            )
+
+    def span(self, stage: int) -> int:
+        """Bytes that one position of this stage stands for."""
+        return prod(s.patch_size or 1 for s in self.stages[stage:]) if stage != -1 else 1
+
+    def embed_dim(self, stage: int) -> int:
+        """Width of a byte's vector in this stage's embedder."""
+        config = self.stages[stage]
+        return config.embed_dim or (config.dim if self.span(stage) == 1 else max(16, config.dim // self.span(stage)))
+
+    def projection(self, stage: int) -> bool:
+        """Whether this stage's embedder has a matrix after the concatenation."""
+        config = self.stages[stage]
+        if config.projection is not None:
+            return config.projection
+        return config.patch_norm != "none" or self.embed_dim(stage) * self.span(stage) != config.dim
+
+    @property
+    def max_length(self) -> int | None:
+        """The most bytes that learned positions allow; None: no limit."""
+        limits = [
+            stage.max_positions * self.span(i)
+            for i, stage in enumerate(self.stages)
+            if stage.max_positions is not None and (i == 0 or stage.window is not None or stage.cross_patch)
+        ]
+        return min(limits, default=None)
+
+
+@dataclass
+class State:
+    """Where a batch of sequences stands, and what each stage remembers of it."""
+
+    ids: Tensor
+    """(B, max_length), the bytes so far."""
+    lengths: Tensor
+    """(B,) on the host: bytes so far in each row, so that no step has to ask the device."""
+    stacks: list[StackState]
+    """One for each stage."""
+    parents: list[Tensor]
+    """For each stage but the coarsest, (B, P, D): what the current parent gives to each of its children."""
+    logits: Tensor
+    """(B, V), of each row's next byte."""
+
+    def select(self, rows: Tensor | Sequence[int]) -> "State":
+        """The state of these rows alone, copied: (N,) indices, which may repeat."""
+        rows = torch.as_tensor(rows, device=self.ids.device)
+        return State(
+            ids=self.ids[rows],
+            lengths=self.lengths[rows.cpu()],
+            stacks=[stack.select(rows) for stack in self.stacks],
+            parents=[parent[rows] for parent in self.parents],
+            logits=self.logits[rows],
+        )
+
+
+class Multiscale(nn.Module):
+    """A multiscale decoder over bytes (arXiv 2305.07185, section 2), with any number of stages."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.embedders, self.stacks, self.expanders = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        self.starts = nn.ParameterList()
+        for i, stage in enumerate(config.stages):
+            siblings = config.stages[i - 1].patch_size if i else None
+            if siblings is not None and config.late_parent and stage.patch_size is None:
+                siblings += 1  # one more, which predicts the first byte of the next patch
+            self.embedders.append(
+                PatchEmbedder(
+                    stage,
+                    vocab_size=config.vocab_size,
+                    span=config.span(i),
+                    embed_dim=config.embed_dim(i),
+                    dim=stage.dim,
+                    projection=config.projection(i),
+                )
+            )
+            self.stacks.append(Stack(stage, siblings, stage.cross_patch))
+            self.starts.append(nn.Parameter(torch.empty(stage.dim)))
+            if stage.patch_size is not None:
+                self.expanders.append(Expander(stage, dim=stage.dim, child_dim=config.stages[i + 1].dim))
+        self.head = None if config.tied_head else nn.Linear(config.stages[-1].dim, config.vocab_size, bias=False)
+        self.head_bias = nn.Parameter(torch.empty(config.vocab_size)) if config.head_bias else None
+        self.spans = tuple(config.span(i) for i in range(len(config.stages)))
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draw all weights anew, from torch's global generator; safe on the meta device."""
+        std = self.config.init_std
+        for name, parameter in self.named_parameters():
+            leaf = name.rsplit(".", 1)[-1]
+            if leaf == "stream_scale" or (parameter.ndim == 1 and leaf == "weight"):
+                nn.init.ones_(parameter)
+            elif leaf in ("bias", "input_scale", "head_bias"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
+        for stack in self.stacks:
+            if stack.config.zero_init:
+                for block in stack.blocks:
+                    nn.init.zeros_(block.attention.out.weight)
+                    nn.init.zeros_(block.mlp.down.weight)
+
+    # -- all positions at once ---------------------------------------------------------------------------------------
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits (B, T, V) of ids (B, T): those at t are the distribution of byte t given the bytes before it.
+
+        T = 0 gives (B, 1, V), the distribution of the first byte. Raises ValueError where learned positions end.
+        """
+        length = max(ids.shape[1], 1)
+        self.check_length(length)
+        return self.logits(self.hidden(ids)[:, :length])
+
+    def loss(self, ids: Tensor, *, mark: Tensor | None = None, counted: Tensor | None = None) -> Loss:
+        """Summed nats of ids (B, T) and what they are a sum over.
+
+        `mark` (B,) is the mark in force before the first position (default: none), `counted` (B, T) leaves positions
+        out of the sums where it is False; PAD is always left out.
+        """
+        if ids.shape[1] == 0:
+            return summed_loss(self.starts[0].new_zeros(ids.shape), ids)
+        return summed_loss(cross_entropy(self(ids), ids), ids, mark, counted)
+
+    def check_length(self, length: int) -> None:
+        """Raise ValueError where `length` bytes are more than learned positions allow."""
+        limit = self.config.max_length
+        if limit is not None and length > limit:
+            raise ValueError(f"{length} bytes are more than the {limit} that this model's learned positions allow")
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """The finest stage's output (B, T', D), T' >= T, with the last patch padded to full."""
+        length = max(ids.shape[1], 1)
+        ids = F.pad(ids, (0, -length % self.spans[0] + length - ids.shape[1]))  # causal: what the padding is cannot matter
+        parent = None
+        for i, stack in enumerate(self.stacks):
+            h = stack(self.inputs(i, ids, parent))
+            parent = self.expanders[i](h) if i < len(self.expanders) else None
+        return self.merge_late(h) if self.config.late_parent else h
+
+    def inputs(self, stage: int, ids: Tensor, parent: Tensor | None) -> Tensor:
+        """The input (B, K, D) of a stage for ids (B, K * span): the sibling before, and a share of the parent."""
+        content = self.embedders[stage](ids)
+        start = self.starts[stage].to(content.dtype)
+        if parent is not None and self.config.late_parent:
+            content = content + parent
+        reach = self.stacks[stage].reach
+        if reach.patch_size is None:
+            x = torch.cat((start.expand(content.shape[0], 1, -1), content[:, :-1]), dim=1)
+        else:
+            content = rearrange(content, "b (k p) d -> b k p d", p=self.config.stages[stage - 1].patch_size)
+            first = start.expand(*content.shape[:2], 1, -1)
+            x = torch.cat((first, content), dim=2)[:, :, : reach.patch_size].flatten(1, 2)
+        return x if parent is None or self.config.late_parent else x + parent
+
+    def merge_late(self, h: Tensor) -> Tensor:
+        """Of P + 1 outputs a patch (B, K * (P + 1), D), those that predict bytes 0, 1, ... (B, K * P + 1, D)."""
+        h = rearrange(h, "b (k q) d -> b k q d", q=self.stacks[-1].reach.patch_size)
+        return torch.cat((h[:, 0, :1], h[:, :, 1:].flatten(1, 2)), dim=1)
+
+    def logits(self, h: Tensor) -> Tensor:
+        """The finest stage's output (..., D) -> logits (..., V)."""
+        weight = self.embedders[-1].table.weight if self.head is None else self.head.weight
+        logits = F.linear(h, weight, self.head_bias)
+        cap = self.config.logit_cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    # -- one byte at a time ------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def start(self, batch: int, max_length: int | None = None) -> State:
+        """A state for `batch` empty rows that take up to `max_length` bytes (default: the config's context).
+
+        Its `logits` (B, V) are those of the first byte. Raises ValueError where learned positions end before.
+        """
+        max_length = self.config.context if max_length is None else max_length
+        self.check_length(max_length)
+        weight = self.starts[0]
+        device, dtype = weight.device, weight.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        stacks, parents = [], []
+        for i, stack in enumerate(self.stacks):
+            positions = max_length // self.spans[i] + 1
+            if i:
+                siblings = self.config.stages[i - 1].patch_size
+                parents.append(torch.zeros(batch, siblings, self.config.stages[i].dim, dtype=dtype, device=device))
+            stacks.append(stack.start(batch, positions, dtype, device))
+        state = State(
+            ids=torch.zeros(batch, max_length, dtype=torch.long, device=device),
+            lengths=torch.zeros(batch, dtype=torch.long),
+            stacks=stacks,
+            parents=parents,
+            logits=torch.empty(batch, self.config.vocab_size, device=device),
+        )
+        self.advance(state)
+        return state
+
+    def room(self, state: State) -> int:
+        """The most bytes a row can have and still be asked for the next: a learned table has no row after its last."""
+        limit = self.config.max_length
+        return state.ids.shape[1] if limit is None else min(state.ids.shape[1], limit - 1)
+
+    @torch.no_grad()
+    def step(self, ids: Tensor, state: State) -> Tensor:
+        """Append ids (B,), one byte a row, and return the logits (B, V) of the byte after it. Changes `state`.
+
+        Raises ValueError where a row is full.
+        """
+        if int(state.lengths.max()) >= self.room(state):
+            raise ValueError(f"the state is full: it has room for {self.room(state)} bytes a row")
+        rows = torch.arange(ids.shape[0], device=ids.device)
+        state.ids[rows, state.lengths.to(ids.device)] = ids
+        state.lengths = state.lengths + 1
+        if self.config.late_parent:
+            self.finish_late(state)
+        self.advance(state)
+        return state.logits
+
+    def advance(self, state: State) -> None:
+        """Run each stage in the rows where its next position begins, coarsest first."""
+        for i, span in enumerate(self.spans):
+            due = (state.lengths % span == 0).nonzero().flatten()
+            if due.numel():
+                positions = state.lengths[due] // span
+                self.run(i, due, positions, state)
+
+    def run(self, stage: int, rows: Tensor, positions: Tensor, state: State) -> None:
+        """Run `positions` (N,) of a stage in these rows (N,), both on the host."""
+        device = state.ids.device
+        stack, longest = self.stacks[stage], int(positions.max())
+        siblings = self.config.stages[stage - 1].patch_size if stage else None
+        first = positions == 0 if stack.reach.patch_size is None else positions % siblings == 0
+        everywhere = bool(first.all())
+        rows, positions, first = (x.to(device) for x in (rows, positions, first))
+        x = self.starts[stage].expand(rows.shape[0], -1)
+        late = self.config.late_parent
+        if not everywhere:
+            content = self.last_content(stage, rows, positions, state)
+            if siblings is not None and late:
+                content = content + state.parents[stage - 1][rows, (positions - 1) % siblings]
+            x = torch.where(first.unsqueeze(-1), x.to(content.dtype), content)
+        if siblings is not None and not late:
+            x = x + state.parents[stage - 1][rows, positions % siblings]
+        if self.is_late(stage):
+            positions = positions + positions // siblings  # a patch has one position more
+            longest = longest + longest // siblings
+        h = stack.step(x, positions, state.stacks[stage], rows, longest)
+        if stage < len(self.expanders):
+            share = self.expanders[stage](h.unsqueeze(1))
+            state.parents[stage][rows] = share.to(state.parents[stage].dtype)
+        elif late:  # a patch's first byte was predicted by the patch before, save in the first patch
+            keep = (positions == 0) | ~first
+            state.logits[rows[keep]] = self.logits(h[keep]).to(state.logits.dtype)
+        else:
+            state.logits[rows] = self.logits(h).to(state.logits.dtype)
+
+    def last_content(self, stage: int, rows: Tensor, positions: Tensor, state: State) -> Tensor:
+        """What the position before each of `positions` stands for, (N, D)."""
+        span, embedder = self.spans[stage], self.embedders[stage]
+        back = torch.arange(-embedder.halo - span, 0, device=rows.device)
+        places = positions[:, None] * span + back
+        ids = state.ids[rows[:, None], places.clamp(min=0)]
+        return embedder(ids, embedder.halo, places >= 0).squeeze(1)
+
+    def finish_late(self, state: State) -> None:
+        """Where a patch is full, its extra position predicts the first byte of the next one."""
+        stage, siblings = len(self.stacks) - 1, self.config.stages[-2].patch_size
+        rows = (state.lengths % siblings == 0).nonzero().flatten()
+        if rows.numel() == 0:
+            return
+        lengths = state.lengths[rows]
+        device_rows, positions = rows.to(state.ids.device), lengths.to(state.ids.device)
+        content = self.last_content(stage, device_rows, positions, state)
+        x = content + state.parents[stage - 1][device_rows, siblings - 1]
+        index = positions + positions // siblings - 1
+        longest = int(lengths.max()) * (siblings + 1) // siblings - 1
+        h = self.stacks[stage].step(x, index, state.stacks[stage], device_rows, longest)
+        state.logits[device_rows] = self.logits(h).to(state.logits.dtype)
+
+    @torch.no_grad()
+    def prefill(self, ids: Tensor, lengths: Tensor | Sequence[int], state: State) -> Tensor:
+        """Take the prompts ids (B, T), of which row b has lengths[b] bytes, at once; return logits (B, V) as `step`.
+
+        `state` must be fresh from `start`. What stands right of a row's prompt is ignored. Where patches do not see
+        each other only the unfinished patch of a finer stage is run, so a long prompt costs little more than stage 0.
+        Raises ValueError where a prompt does not fit or the state is not fresh.
+        """
+        lengths = torch.as_tensor(lengths, device="cpu")
+        if bool((state.lengths != 0).any()):
+            raise ValueError("prefill needs a state fresh from start()")
+        if lengths.shape != (ids.shape[0],) or ids.shape[0] != state.ids.shape[0]:
+            raise ValueError(f"{state.ids.shape[0]} rows need as many prompts and lengths, not {tuple(ids.shape)}")
+        if bool((lengths < 0).any()) or bool((lengths > min(ids.shape[1], self.room(state))).any()):
+            raise ValueError(f"a prompt is longer than its row of ids or than the {self.room(state)} bytes of the state")
+        longest = int(lengths.max()) if lengths.numel() else 0
+        if longest == 0:
+            return state.logits
+        ids = ids[:, :longest]
+        state.ids[:, :longest] = ids
+        state.lengths = lengths.clone()
+        device = state.ids.device
+        rows, ends = torch.arange(ids.shape[0], device=device), lengths.to(device)
+        ids = F.pad(ids, (0, (longest // self.spans[0] + 1) * self.spans[0] - longest))
+        # From this stage on, patches are isolated in all finer stages too, so that the last patch is enough.
+        connected = max(i for i, stack in enumerate(self.stacks) if i == 0 or not stack.reach.isolated)
+        connected = len(self.stacks) - 1 if self.config.late_parent else connected
+        parent = None
+        for i, stack in enumerate(self.stacks):
+            place = ends // self.spans[i]
+            if i <= connected:
+                x = self.inputs(i, ids, parent)
+                last = place + place // (stack.reach.patch_size - 1) if self.is_late(i) else place
+                h = stack(x, state.stacks[i], last)
+                current = h[rows, last]
+            else:
+                siblings = stack.reach.patch_size
+                x = self.patch_inputs(i, ids, place // siblings) + state.parents[i - 1]
+                current = stack(x, state.stacks[i], place % siblings)[rows, place % siblings]
+            if i < len(self.expanders):
+                share = self.expanders[i](current.unsqueeze(1))
+                state.parents[i][:] = share.to(state.parents[i].dtype)
+                parent = self.expanders[i](h) if i < connected else None
+            elif self.config.late_parent:
+                state.logits[:] = self.logits(self.merge_late(h)[rows, ends]).to(state.logits.dtype)
+            else:
+                state.logits[:] = self.logits(current).to(state.logits.dtype)
+        return state.logits
+
+    def is_late(self, stage: int) -> bool:
+        """Whether this stage has one position more in each patch."""
+        return self.config.late_parent and stage == len(self.stacks) - 1
+
+    def patch_inputs(self, stage: int, ids: Tensor, patches: Tensor) -> Tensor:
+        """The inputs (B, P, D) of one patch (B,) a row of a stage with isolated patches, without the parent's share."""
+        embedder, siblings = self.embedders[stage], self.config.stages[stage - 1].patch_size
+        size = self.spans[stage] * siblings
+        places = patches[:, None] * size + torch.arange(-embedder.halo, size, device=ids.device)
+        content = embedder(ids.gather(1, places.clamp(min=0)), embedder.halo, places >= 0)
+        return torch.cat((self.starts[stage].to(content.dtype).expand(ids.shape[0], 1, -1), content[:, :-1]), dim=1)
