@@ -1,0 +1,349 @@
+"""Training in one function, readable from top to bottom: files in, a RUN folder with model, checkpoints, metrics out.
+
+One process on CPU or CUDA. Cost: about 6 FLOPs per parameter and position of each stage, and with Muon the weights,
+gradients and about one and a half more copies of the weights.
+"""
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from byteloom.corpus import Corpus, open_data, split
+from byteloom.documents import PAD, DataError
+from byteloom.evaluation import evaluate
+from byteloom.loader import Loader, LoaderConfig
+from byteloom.losses import bits_per_byte
+from byteloom.models.multiscale import ModelConfig, Multiscale
+from byteloom.models.store import CheckpointError, read_model_config, read_tensors, load_weights
+from byteloom.packing import PackedStream
+from byteloom.train.checkpoint import (
+    Progress,
+    check_same,
+    list_checkpoints,
+    load_checkpoint,
+    save_best,
+    save_checkpoint,
+)
+from byteloom.train.metrics import MetricsLog, ProgressBar, read_metrics
+from byteloom.train.optim import OptimConfig, Optimizers, learning_rate_at
+
+
+class TrainingError(Exception):
+    """A run that cannot go on. The message is one line that says why and what is left of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, on what, and in which steps."""
+
+    batch_size: int = 4
+    """Sequences, each of the model's context, in one forward and backward pass."""
+    accumulation: int = 1
+    """Passes whose gradients make one update."""
+    steps: int | None = None
+    """End after so many updates."""
+    max_bytes: int | None = None
+    """End after so many bytes were seen."""
+    max_seconds: float | None = None
+    """End after so many seconds."""
+    seed: int = 0
+    """Of the first weights, the order of the data and dropout."""
+    device: str = "auto"
+    """Where to train: "cpu", "cuda", or "auto" for CUDA where there is one."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """bf16 autocast, or fp32 throughout; "auto" takes bf16 where it multiplies matrices faster."""
+    compile: bool = False
+    """Compile the model with torch.compile: slower to begin, then faster."""
+    deterministic: bool = False
+    """Only algorithms whose result is the same bit for bit every time (same machine, same number of threads)."""
+    validations: int = 10
+    """How often to measure bits per byte on held-out data, spread evenly over the run."""
+    valid_bytes: int = 65536
+    """How many held-out bytes to measure on."""
+    checkpoint_seconds: float = 120.0
+    """Save a checkpoint so often, and at the end."""
+    checkpoint_steps: int | None = None
+    """Save a checkpoint also every so many updates."""
+    keep: int = 2
+    """Keep so many checkpoints, the latest ones."""
+    log_every: int = 10
+    """Updates between two lines of metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulation", "keep", "log_every", "valid_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"TrainConfig.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("steps", "max_bytes", "max_seconds", "checkpoint_steps"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"TrainConfig.{name} is {getattr(self, name)}; it must be above 0")
+        if self.validations < 0:
+            raise ValueError(f"TrainConfig.validations is {self.validations}; it must be at least 0")
+        if self.steps is None and self.max_bytes is None and self.max_seconds is None:
+            raise ValueError("TrainConfig has no end: set steps, max_bytes or max_seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run: everything that training needs but data and folders."""
+
+    model: ModelConfig
+    """The model."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """The optimizer and its schedule."""
+    train: TrainConfig
+    """Batches, budget, precision, checkpoints."""
+
+
+def train(
+    config: RunConfig,
+    data: Sequence[str | PathLike[str]] | Corpus,
+    out: str | PathLike[str],
+    *,
+    valid: Sequence[str | PathLike[str]] | Corpus | None = None,
+    resume: bool = False,
+    init: str | PathLike[str] | None = None,
+    show: bool = False,
+) -> dict[str, Any]:
+    """Trains a model and leaves a RUN folder.
+
+    Args:
+        config: the run.
+        data: files, folders and prepared corpora to learn from.
+        out: the RUN folder.
+        valid: held-out data; by default 5 % of `data`, by file, which is then not trained on.
+        resume: go on from the last checkpoint in `out`; from the beginning where there is none.
+        init: a model folder to take the first weights from.
+        show: progress on stderr.
+
+    Returns:
+        `step`, `bytes`, `seconds`, `bits_per_byte` (training, last line), `valid_bits_per_byte` (last), `best`.
+
+    Raises:
+        DataError: data cannot be used.
+        CheckpointError: `out` holds a run and `resume` is False, or a checkpoint is damaged or of another model.
+        TrainingError: the loss became NaN or infinite, or there was no room on the disk.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after the step was finished and saved.
+    """
+    settings, run = config.train, Path(out)
+    checkpoints = list_checkpoints(run)
+    if (checkpoints or (run / "config.json").exists()) and not resume:
+        raise CheckpointError(f"{run}: holds a run already; add --resume to go on with it, or name another folder")
+    train_corpus, valid_corpus = open_both(data, valid)
+    span = config.model.span(0)
+    loader = Loader(
+        LoaderConfig(context=config.model.context, batch_size=settings.batch_size, seed=settings.seed),
+        [(PackedStream(train_corpus, span), 1.0)],
+    )
+    valid_stream = PackedStream(valid_corpus, span)
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device if settings.device == "auto" else torch.device(settings.device)
+    with deterministic(settings.deterministic):
+        torch.manual_seed(settings.seed)
+        model = Multiscale(config.model).to(device)
+        if init is not None:
+            check_same(read_model_config(init), config.model, Path(init))
+            load_weights(model, read_tensors(Path(init) / "model.safetensors"), Path(init) / "model.safetensors")
+        optimizers = Optimizers(model, config.optim)
+        progress = Progress(precision=choose_precision(settings.precision, device))
+        if checkpoints:
+            progress, loader_state = load_checkpoint(checkpoints[-1], model, optimizers)
+            loader.set_state(loader_state)
+        autocast = progress.precision == "bf16"
+        about = {
+            "optim": asdict(config.optim),
+            "train": asdict(settings),
+            "modalities": sorted(train_corpus.modalities.values()),
+        }
+        loss_sum = torch.compile(sum_of_nats) if settings.compile else sum_of_nats
+
+        run.mkdir(parents=True, exist_ok=True)
+        log = MetricsLog(run / "metrics.jsonl", progress.step)
+        began = time.monotonic() - progress.seconds
+        saved_at, saved_step, window = time.monotonic(), progress.step, Window()
+
+        def share_done() -> float:
+            return max(
+                progress.step / settings.steps if settings.steps else 0.0,
+                progress.bytes / settings.max_bytes if settings.max_bytes else 0.0,
+                progress.seconds / settings.max_seconds if settings.max_seconds else 0.0,
+            )
+
+        def checkpoint() -> None:
+            nonlocal saved_at, saved_step
+            if progress.step != saved_step:
+                save_checkpoint(run, model, optimizers, progress, loader.get_state(), about, settings.keep)
+                saved_at, saved_step = time.monotonic(), progress.step
+
+        with ProgressBar(share_done(), show) as bar, stop_signals() as stopped, contextlib.closing(log):
+            parameters = sum(p.numel() for p in model.parameters())
+            bar.say(
+                f"{parameters / 1e6:.2f}M parameters · {train_corpus.num_bytes / 1e6:.2f} MB to learn from, "
+                f"{valid_corpus.num_bytes / 1e6:.2f} MB held out · {device} {progress.precision}"
+                + (f" · resumed at step {progress.step}" if checkpoints else "")
+            )
+            model.train()
+            while (done := share_done()) < 1 and not stopped():
+                batches = [next(loader) for _ in range(settings.accumulation)]
+                count = sum(int((batch["ids"] != PAD).sum()) for batch in batches)
+                for batch in batches:
+                    ids, mark = (torch.from_numpy(batch[key]).to(device) for key in ("ids", "mark"))
+                    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+                        nats, size = loss_sum(model, ids, mark)
+                    (nats / max(count, 1)).backward()
+                    window.add(nats, size)
+                window.norm = window.norm + optimizers.step(done)
+                progress.step += 1
+                progress.bytes += sum(int((batch["ids"] < 256).sum()) for batch in batches)
+                progress.seconds = time.monotonic() - began
+
+                done = share_done()
+                due = done >= 1 or stopped()
+                validate = settings.validations and int(done * settings.validations) > progress.validations
+                old = time.monotonic() - saved_at >= settings.checkpoint_seconds or (
+                    settings.checkpoint_steps and progress.step % settings.checkpoint_steps == 0
+                )
+                if not (due or validate or old or progress.step % settings.log_every == 0):
+                    continue
+                row = {"step": progress.step, "bytes": progress.bytes, "seconds": round(progress.seconds, 3)}
+                nats, size, finite = window.read()
+                if not finite:
+                    last = list_checkpoints(run)
+                    raise TrainingError(
+                        f"the loss or its gradient is not finite at step {progress.step}; "
+                        + (f"{last[-1]} is the last good checkpoint" if last else "nothing was saved")
+                        + "; lower the learning rate or train in fp32"
+                    )
+                row |= {"loss": nats / size if size else math.nan, "bits_per_byte": bits_per_byte(nats, size)}
+                row["learning_rate"] = config.optim.learning_rate * learning_rate_at(done, config.optim)
+                if validate:
+                    progress.validations = int(done * settings.validations)
+                    found = evaluate(
+                        model, valid_stream, max_bytes=settings.valid_bytes, autocast=autocast
+                    ).bits_per_byte
+                    row["valid_bits_per_byte"] = found
+                    if progress.best is None or found < progress.best:
+                        progress.best = found
+                        save_best(run, model, about)
+                    bar.say(
+                        f"{done:4.0%} · step {progress.step} · {progress.bytes / 1e6:.2f} MB · "
+                        f"train {row['bits_per_byte']:.3f} · held out {found:.3f} bits per byte"
+                    )
+                log.write(**row)
+                bar.update(done, row["bits_per_byte"], window.rate(size))
+                window = Window()
+                if old:
+                    checkpoint()
+            progress.seconds = time.monotonic() - began
+            checkpoint()
+        if stopped():
+            raise KeyboardInterrupt(f"stopped at step {progress.step}, saved in {run}; --resume goes on from there")
+    rows = read_metrics(run / "metrics.jsonl")
+    return {
+        "step": progress.step,
+        "bytes": progress.bytes,
+        "seconds": progress.seconds,
+        "bits_per_byte": rows[-1]["bits_per_byte"] if rows else None,
+        "valid_bits_per_byte": next((r["valid_bits_per_byte"] for r in rows[::-1] if "valid_bits_per_byte" in r), None),
+        "best": progress.best,
+    }
+
+
+def sum_of_nats(model: Multiscale, ids: Tensor, mark: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed nats () of a batch and how many bytes it has, as tensors of their own, so that this compiles as one."""
+    loss = model.loss(ids, mark=mark)
+    return loss.nats, loss.bytes
+
+
+class Window:
+    """Sums since the last line of metrics, left on the device until they are read."""
+
+    def __init__(self) -> None:
+        self.nats: Tensor | float = 0.0
+        self.bytes: Tensor | float = 0.0
+        self.norm: Tensor | float = 0.0
+        self.began = time.monotonic()
+
+    def add(self, nats: Tensor, size: Tensor) -> None:
+        """Adds a batch's sums."""
+        self.nats = self.nats + nats.detach().double()
+        self.bytes = self.bytes + size
+
+    def read(self) -> tuple[float, int, bool]:
+        """Nats, bytes, and whether all of it, gradients too, was finite. Waits for the device."""
+        return float(self.nats), int(self.bytes), math.isfinite(float(self.nats)) and math.isfinite(float(self.norm))
+
+    def rate(self, size: int) -> float:
+        """Bytes per second."""
+        return size / max(time.monotonic() - self.began, 1e-9)
+
+
+def open_both(
+    data: Sequence[str | PathLike[str]] | Corpus, valid: Sequence[str | PathLike[str]] | Corpus | None
+) -> tuple[Corpus, Corpus]:
+    """What to learn from and what to measure on; the same files are never in both."""
+    corpus = data if isinstance(data, Corpus) else open_data(data)
+    if valid is None:
+        return split(corpus)
+    return corpus, valid if isinstance(valid, Corpus) else open_data(valid)
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """ "bf16" or "fp32": for "auto" bf16 on CUDA, and on a CPU that multiplies it at least 1.3 times as fast."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(512, 512, dtype=dtype)
+        seconds[dtype] = min(timed(lambda a=a: a @ a) for _ in range(8))
+    return "bf16" if seconds[torch.bfloat16] * 1.3 < seconds[torch.float32] else "fp32"
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Seconds that a call takes."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Inside, torch uses deterministic algorithms only, where wanted; what held before holds again after."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Inside, Ctrl-C and SIGTERM only raise a flag, so that a step is finished and saved; a second one ends at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: signals go elsewhere
+        before = {}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
