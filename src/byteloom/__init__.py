@@ -1,0 +1,40 @@
+"""byteloom: multiscale models over raw bytes (MEGABYTE, arXiv 2305.07185), for any modality.
+
+The names below are loaded when they are first used, so `import byteloom` itself costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from byteloom.documents import Document, Segment
+    from byteloom.evaluation import evaluate
+    from byteloom.generation import generate
+    from byteloom.models.multiscale import ModelConfig, Multiscale, StageConfig
+    from byteloom.models.store import load, save
+
+__version__ = "0.1.0"
+
+__all__ = ["Document", "ModelConfig", "Multiscale", "Segment", "StageConfig", "evaluate", "generate", "load", "save"]
+
+_HOMES = {
+    "Document": "documents",
+    "Segment": "documents",
+    "ModelConfig": "models.multiscale",
+    "StageConfig": "models.multiscale",
+    "Multiscale": "models.multiscale",
+    "evaluate": "evaluation",
+    "generate": "generation",
+    "load": "models.store",
+    "save": "models.store",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

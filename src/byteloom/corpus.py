@@ -1,48 +1,30 @@
-"""A corpus: ordered documents with random access, and the id stream that they make.
+"""A corpus: ordered documents with random access, wherever their payload lies.
 
-In: files and folders as they are, or prepared shards. Out: `Corpus`, and `PackedStream`, which reads any range of the
-stream as uint16 ids. Cost: about 40 bytes of memory a segment and the names; payload stays on disk, memory-mapped, and
-may be larger than memory. The exception is media files used without `prepare`: they are decoded once and kept.
-
-A prepared corpus is a folder:
-
-    manifest.json         format, counts, modalities, and size and sha256 of every other file
-    00000.ids             payload of the shard's segments end to end: uint8, or little-endian uint16 if an id is >= 256
-    00000.lengths.npy     (segments,) int64   ids of each segment
-    00000.marks.npy       (segments,) uint16  its MARK
-    00000.counts.npy      (documents,) int64  segments of each document
-    00000.names.json      names of the documents
-
-BOS, MARK, EOS and PAD are structure: they are not stored but put in on reading.
+In: files and folders as they are, or the prepared shards of `byteloom.shards`. Out: `Corpus`, whose documents are
+read-only views. Cost: about 40 bytes of memory a segment and the names; payload stays on disk, memory-mapped, and may
+be larger than memory. The exception is media files used without `prepare`: they are decoded once and kept.
 """
 
 import dataclasses
 import functools
 import hashlib
-import itertools
-import json
 import os
-import secrets
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from byteloom import codecs
 from byteloom.codecs import raw
-from byteloom.documents import BOS, EOS, FIRST_MARK, PAD, VOCAB_SIZE, DataError, Document, Segment, check_payload
+from byteloom.documents import DataError, Document, Segment, check_payload
 
-type AnyPath = str | PathLike[str]
+AnyPath = str | PathLike[str]
 
-FORMAT = "byteloom-corpus"
-VERSION = 1
 MAX_OPEN_FILES = 128
-MAX_MANIFEST_BYTES = 256 << 20
-CHUNK = 8 << 20
+LINE_END_WITHIN = 4096
 
 
 class PayloadFile(NamedTuple):
@@ -55,7 +37,7 @@ class PayloadFile(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Corpus:
-    """Ordered documents. Make one with `from_paths`, `open` or `open_data`; N segments, D documents."""
+    """Ordered documents. Make one with `from_paths` or `shards.open_data`; N segments, D documents."""
 
     files: tuple[PayloadFile | np.ndarray, ...]
     """Where payload lies: files, mapped when touched, or arrays that a codec decoded."""
@@ -95,7 +77,7 @@ class Corpus:
         skipped: list[tuple[str, str]] = []
         files: list[PayloadFile | np.ndarray] = []
         names, marks = [], []
-        for name, path, size in _each_file(paths, skipped):
+        for name, path, size in each_file(paths, skipped):
             try:
                 codec = codecs.by_modality(modality) if modality is not None else codecs.for_path(path)
                 if getattr(codec, "FILE_IS_PAYLOAD", False):
@@ -108,7 +90,7 @@ class Corpus:
             names.append(name)
             marks.append(codec.MARK)
         if not names:
-            raise _no_bytes(paths, skipped)
+            raise no_bytes(paths, skipped)
         lengths = [len(file) if isinstance(file, np.ndarray) else file.length for file in files]
         return Corpus(
             files=tuple(files),
@@ -123,30 +105,23 @@ class Corpus:
         )
 
     @staticmethod
-    def open(folder: AnyPath, verify: bool = False) -> "Corpus":
-        """A prepared corpus. Sizes are always checked against the manifest, checksums with `verify`.
-
-        Raises:
-            DataError: the folder is no corpus, or it is damaged; the message names the file.
-        """
-        folder = Path(folder)
-        manifest = _read_manifest(folder)
-        path = folder / "manifest.json"
-        try:
-            modalities = {_count(mark): str(name) for name, mark in manifest["modalities"].items()}
-            shards = [_open_shard(folder, number, shard, verify) for number, shard in enumerate(manifest["shards"])]
-            totals = [_count(manifest[key]) for key in ("documents", "segments", "bytes")]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise _damaged(path, f"its field {error} is missing or wrong") from error
-        for mark, name in modalities.items():
-            if codecs.MARKS.get(name, mark) != mark or not FIRST_MARK <= mark < VOCAB_SIZE:
-                raise _damaged(path, f"modality {name} cannot have mark {mark}")
-        corpus = _join_arrays(shards, modalities)
-        if [len(corpus), len(corpus.segment_lengths), corpus.num_bytes] != totals:
-            raise _damaged(path, "its totals are not the sum of its shards")
-        if not np.isin(corpus.segment_marks, list(modalities)).all():
-            raise _damaged(path, "a segment has a modality that it does not list")
-        return corpus
+    def from_documents(documents: Sequence[Document]) -> "Corpus":
+        """Documents in memory as a corpus. Raises ValueError when a modality is unknown or payload holds reserved ids."""
+        segments = [segment for document in documents for segment in document.segments]
+        for segment in segments:
+            codecs.by_modality(segment.modality)
+            check_payload(segment)
+        marks = np.array([codecs.MARKS[segment.modality] for segment in segments], np.uint16)
+        return Corpus(
+            files=tuple(segment.data for segment in segments),
+            names=tuple(document.name for document in documents),
+            document_starts=np.cumsum([0, *(len(document.segments) for document in documents)]),
+            segment_marks=marks,
+            segment_lengths=np.array([len(segment.data) for segment in segments], np.int64),
+            segment_files=np.arange(len(segments)),
+            segment_offsets=np.zeros(len(segments), np.int64),
+            modalities={mark: name for name, mark in codecs.MARKS.items() if mark in marks},
+        )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -192,6 +167,14 @@ class Corpus:
         documents = np.asarray(document_indices, np.int64)
         return self._cut(documents, np.zeros(len(documents), np.int64), self.document_lengths[documents])
 
+    def head(self, num_bytes: int) -> "Corpus":
+        """The first documents up to `num_bytes` ids of payload, the last one cut where it must be."""
+        ends = np.cumsum(self.document_lengths)
+        documents = np.arange(min(int(np.searchsorted(ends, num_bytes)) + 1, len(self)))
+        lengths = self.document_lengths[documents]
+        stops = np.minimum(lengths, num_bytes - (ends[documents] - lengths))
+        return self._cut(documents, np.zeros(len(documents), np.int64), stops)
+
     @functools.cached_property
     def _open_file(self) -> Any:
         # A folder may hold more files than a process may open; the oldest maps close when nothing views them.
@@ -220,40 +203,12 @@ class Corpus:
         )
 
 
-def open_data(paths: AnyPath | Sequence[AnyPath], modality: str | None = None) -> Corpus:
-    """Files, folders and prepared corpora, in the order given, as one corpus.
-
-    Args:
-        paths: a folder that `prepare` wrote is opened as such, anything else as in `Corpus.from_paths`.
-        modality: read every raw file as this one.
-
-    Raises:
-        DataError: as `Corpus.from_paths` and `Corpus.open`.
-    """
-    corpora = []
-    for prepared, group in itertools.groupby(_path_list(paths), is_prepared):
-        corpora += [Corpus.open(path) for path in group] if prepared else [Corpus.from_paths(list(group), modality)]
-    if not corpora:
-        raise DataError("no data given; name a file or a folder")
-    return corpora[0] if len(corpora) == 1 else concatenate(corpora)
-
-
-def concatenate(corpora: Sequence[Corpus]) -> Corpus:
-    """The documents of all, in order. Raises DataError when two disagree about a MARK."""
-    modalities: dict[int, str] = {}
-    for corpus in corpora:
-        for mark, name in corpus.modalities.items():
-            if modalities.setdefault(mark, name) != name:
-                raise DataError(f"mark {mark} is {name} here and {modalities[mark]} there; prepare both anew")
-    return _join_arrays(corpora, modalities)
-
-
 def split(corpus: Corpus, fraction: float = 0.05) -> tuple[Corpus, Corpus]:
     """Holds out `fraction` of the bytes: (train, valid), the same on every machine and wherever the folder lies.
 
     Whole documents are taken in the order of the sha256 of their names until the fraction is reached, never one that
-    is more than a quarter of the bytes, never all. Where these do not suffice (one large file, or one beside a few small ones), the rest
-    comes from the tail of the large documents, cut at a line end where one is near.
+    is more than a quarter of the bytes, never all. Where these do not suffice (one large file, or one beside a few
+    small ones), the rest comes from the tail of the large documents, cut at a line end where one is near.
 
     Raises:
         ValueError: `fraction` is not between 0 and 1.
@@ -285,176 +240,125 @@ def split(corpus: Corpus, fraction: float = 0.05) -> tuple[Corpus, Corpus]:
     return train, corpus._cut(in_valid, cuts[in_valid], lengths[in_valid])
 
 
-def prepare(
-    paths: AnyPath | Sequence[AnyPath],
-    out: AnyPath,
-    *,
-    modality: str | None = None,
-    shard_bytes: int = 256 << 20,
-    overwrite: bool = False,
-) -> dict[str, Any]:
-    """Reads files, folders and prepared corpora with their codecs and writes one prepared corpus.
+def concatenate(corpora: Sequence[Corpus]) -> Corpus:
+    """The documents of all, in order. Raises DataError when two disagree about a MARK."""
+    modalities: dict[int, str] = {}
+    for corpus in corpora:
+        for mark, name in corpus.modalities.items():
+            if modalities.setdefault(mark, name) != name:
+                raise DataError(f"mark {mark} is {name} here and {modalities[mark]} there; prepare both anew")
+    num_files = np.cumsum([0, *(len(corpus.files) for corpus in corpora)])
+    num_segments = np.cumsum([0, *(len(corpus.segment_lengths) for corpus in corpora)])
+    starts = [corpus.document_starts[:-1] + base for corpus, base in zip(corpora, num_segments, strict=False)]
+    indices = [corpus.segment_files + base for corpus, base in zip(corpora, num_files, strict=False)]
 
-    A file that cannot be read or decoded is skipped and counted; it never ends the run.
+    def joined(arrays: Sequence[np.ndarray], dtype: type[np.generic] = np.int64) -> np.ndarray:
+        return np.concatenate([np.empty(0, dtype), *arrays]).astype(dtype)
 
-    Returns:
-        `documents`, `segments`, `bytes`, `modalities` (bytes of each) and `skipped` (a list of `file` and `reason`).
-
-    Raises:
-        DataError: a path is missing, `out` is taken, or no file gave any bytes.
-        ValueError: `modality` is unknown.
-    """
-    if modality is not None:
-        codecs.by_modality(modality)
-    skipped: list[tuple[str, str]] = []
-    sizes: dict[str, int] = {}
-
-    def documents() -> Iterator[Document]:
-        for path in _path_list(paths):
-            for document in Corpus.open(path) if is_prepared(path) else _read_each(path, modality, skipped):
-                for segment in document.segments:
-                    sizes[segment.modality] = sizes.get(segment.modality, 0) + len(segment.data)
-                yield document
-        if not any(sizes.values()):
-            raise _no_bytes(paths, skipped)
-
-    manifest = write(documents(), out, shard_bytes=shard_bytes, overwrite=overwrite)
-    return {
-        **{key: manifest[key] for key in ("documents", "segments", "bytes")},
-        "modalities": sizes,
-        "skipped": [{"file": name, "reason": reason} for name, reason in skipped],
-    }
+    return Corpus(
+        files=tuple(file for corpus in corpora for file in corpus.files),
+        names=tuple(name for corpus in corpora for name in corpus.names),
+        document_starts=joined([*starts, num_segments[-1:]]),
+        segment_marks=joined([corpus.segment_marks for corpus in corpora], np.uint16),
+        segment_lengths=joined([corpus.segment_lengths for corpus in corpora]),
+        segment_files=joined(indices),
+        segment_offsets=joined([corpus.segment_offsets for corpus in corpora]),
+        modalities=modalities,
+        skipped=tuple(entry for corpus in corpora for entry in corpus.skipped),
+    )
 
 
-def write(
-    documents: Iterable[Document], out: AnyPath, *, shard_bytes: int = 256 << 20, overwrite: bool = False
-) -> dict[str, Any]:
-    """Writes documents as a prepared corpus, whole or not at all, and returns its manifest.
+def each_file(paths: AnyPath | Sequence[AnyPath], skipped: list[tuple[str, str]]) -> Iterator[tuple[str, Path, int]]:
+    """Name, path and size of every file of `paths` that has bytes; what is passed over for a reason goes to `skipped`.
 
-    Args:
-        documents: read once; each goes whole into one shard.
-        out: the folder to make; its parent folders are made too.
-        shard_bytes: a shard is closed when it has reached this size.
-        overwrite: replace a corpus that is there. Nothing but a corpus is ever replaced.
+    A file in a folder is named by its path in it, with the folder's name in front where there are several paths.
 
     Raises:
-        DataError: `out` is taken.
-        ValueError: a modality is unknown, or payload holds reserved ids.
+        DataError: a path is missing, or a file that was named itself is unreadable or empty.
     """
-    out = Path(out).absolute()
-    if out.exists() and not (is_prepared(out) and overwrite) and not (out.is_dir() and not any(out.iterdir())):
-        cure = "name another folder, or ask to overwrite it" if is_prepared(out) else "name a folder that does not"
-        raise DataError(f"{out}: exists already; {cure}")
-    token = secrets.token_hex(4)
-    partial = out.with_name(f".{out.name}.{token}.partial")
-    partial.mkdir(parents=True)
+    roots = path_list(paths)
+    for root in roots:
+        if not root.is_dir():
+            size = raw.file_size(root)
+            if size == 0:
+                raise DataError(f"{root}: is empty; name a file with something in it")
+            yield root.name, root, size
+            continue
+        for path in _walk(root, skipped):
+            name = path.relative_to(root).as_posix()
+            name = f"{root.resolve().name}/{name}" if len(roots) > 1 else name
+            try:
+                size = raw.file_size(path)
+            except DataError as error:
+                skipped.append((name, str(error)))
+                continue
+            if size == 0:
+                skipped.append((name, "is empty"))
+            else:
+                yield name, path, size
+
+
+def path_list(paths: AnyPath | Sequence[AnyPath]) -> list[Path]:
+    """One path or several, as a list."""
+    return [Path(paths)] if isinstance(paths, (str, PathLike)) else [Path(path) for path in paths]
+
+
+def no_bytes(paths: AnyPath | Sequence[AnyPath], skipped: Sequence[tuple[str, str]]) -> DataError:
+    """The error of a corpus that would be empty."""
+    names = ", ".join(str(path) for path in path_list(paths)) or "data"
+    reason = f" ({len(skipped)} skipped; the first, {skipped[0][0]}: {skipped[0][1]})" if skipped else ""
+    return DataError(f"{names}: no file with bytes in it{reason}; name files, or a folder that holds some")
+
+
+def _walk(root: Path, skipped: list[tuple[str, str]]) -> list[Path]:
+    """The files below a folder in the order of their relative paths, without hidden ones and links that leave it."""
+    home = root.resolve()
+    found: list[Path] = []
+
+    def unreadable(error: OSError) -> None:
+        skipped.append((str(error.filename), f"cannot be read ({error.strerror})"))
+
+    for folder, folders, files in os.walk(root, onerror=unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if "manifest.json" in files and any(name.endswith(".lengths.npy") for name in files):
+            if Path(folder) != root:  # prepared shards are not raw files
+                folders.clear()
+                continue
+        for name in files:
+            path = Path(folder, name)
+            inside = not path.is_symlink() or path.resolve().is_relative_to(home)
+            if not name.startswith(".") and inside:
+                found.append(path)
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix().encode("utf-8", "surrogateescape"))
+
+
+def _map(file: PayloadFile | np.ndarray) -> np.ndarray:
+    if isinstance(file, np.ndarray):
+        return file
     try:
-        shards, shard = [], None
-        for document in documents:
-            shard = shard or _ShardWriter(partial, len(shards))
-            shard.add(document)
-            if shard.ids.tell() >= shard_bytes:
-                shards.append(shard.close())
-                shard = None
-        if shard:
-            shards.append(shard.close())
-        marks = {mark for entry in shards for mark in entry.pop("marks")}
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
-            **{key: sum(entry[key] for entry in shards) for key in ("documents", "segments", "bytes")},
-            "modalities": {name: mark for name, mark in codecs.MARKS.items() if mark in marks},
-            "shards": shards,
-        }
-        (partial / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-        if is_prepared(out):
-            old = out.with_name(f".{out.name}.{token}.old")
-            out.rename(old)
-            partial.rename(out)
-            shutil.rmtree(old)
-        else:
-            partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return manifest
+        size = file.path.stat().st_size
+        if size < file.length * np.dtype(file.dtype).itemsize:
+            raise DataError(f"{file.path}: has shrunk since it was opened; start again")
+        return (
+            np.memmap(file.path, file.dtype, mode="r", shape=(file.length,)) if file.length else np.empty(0, np.uint8)
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file.path}: cannot be read ({error}); start again") from error
 
 
-def is_prepared(path: AnyPath) -> bool:
-    """Whether a path is a folder that `write` made, damaged or not."""
-    folder = Path(path)
-    try:
-        with open(folder / "manifest.json", "rb") as file:
-            head = file.read(4096)
-    except OSError:
-        head = b""
-    return f'"{FORMAT}"'.encode() in head or (folder / "00000.lengths.npy").exists()
+def _name_bytes(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
 
 
-class PackedStream:
-    """All documents in order as one virtual stream of ids: nothing is laid out until a range is read.
-
-    It is made of units: the BOS of a document, and each segment with its MARK (and EOS after the document's last).
-    Every unit is filled up with PAD to a multiple of `patch_size`, so that all units start on patch borders. A
-    document is what `documents.to_ids` makes of it, up to the PADs at its end. Cost: 8 bytes a unit; a read is
-    O(ids read + log units).
-    """
-
-    def __init__(self, corpus: Corpus, patch_size: int) -> None:
-        if patch_size < 1:
-            raise ValueError(f"patch_size is {patch_size}; it must be at least 1")
-        self.corpus = corpus
-        self.patch_size = patch_size
-        first, stop = corpus.document_starts[:-1], corpus.document_starts[1:]
-        self._bos_units = first + np.arange(len(corpus))
-        document_of = np.repeat(np.arange(len(corpus)), stop - first)
-        lengths = np.ones(len(corpus) + len(document_of), np.int64)  # BOS or MARK
-        lengths[np.arange(len(document_of)) + document_of + 1] += corpus.segment_lengths
-        lengths[stop + np.arange(len(corpus))] += 1  # EOS, in the last unit of each document
-        self._starts = np.concatenate([[0], np.cumsum(-(-lengths // patch_size) * patch_size)])
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    @property
-    def num_bytes(self) -> int:
-        """Payload in the stream, in ids: its length without BOS, MARK, EOS and PAD."""
-        return self.corpus.num_bytes
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Ids (stop - start,) uint16, for 0 <= start <= stop <= len; IndexError otherwise."""
-        if not 0 <= start <= stop <= len(self):
-            raise IndexError(f"range {start} to {stop} of a stream of {len(self)} ids")
-        ids = np.full(stop - start, PAD, np.uint16)
-        unit = int(self._starts.searchsorted(start, "right")) - 1
-        while (begin := int(self._starts[unit])) < stop:
-            document, segment = self._locate(unit)
-            mark = BOS if segment < 0 else self.corpus.segment_marks[segment]
-            end = begin + 1 + (int(self.corpus.segment_lengths[segment]) if segment >= 0 else 0)
-            if begin >= start:
-                ids[begin - start] = mark
-            low, high = max(begin + 1, start), min(end, stop)
-            if low < high:
-                ids[low - start : high - start] = self.corpus.payload(segment, low - begin - 1, high - begin - 1)
-            is_last = segment + 1 == self.corpus.document_starts[document + 1] if segment >= 0 else end == begin
-            if is_last and start <= end < stop:
-                ids[end - start] = EOS
-            unit += 1
-        return ids
-
-    def mark_at(self, position: int) -> int:
-        """The MARK in force before `position`, so not one that stands at it; PAD where the document has had none yet."""
-        if not 0 <= position < len(self):
-            raise IndexError(f"position {position} of a stream of {len(self)} ids")
-        unit = int(self._starts.searchsorted(position, "right")) - 1
-        document, segment = self._locate(unit)
-        if segment >= 0 and position == self._starts[unit]:
-            segment -= 1
-        if segment < self.corpus.document_starts[document]:
-            return PAD
-        return int(self.corpus.segment_marks[segment])
-
-    def _locate(self, unit: int) -> tuple[int, int]:
-        """The document of a unit and its segment, -1 for the BOS."""
-        document = int(self._bos_units.searchsorted(unit, "right")) - 1
-        return document, -1 if unit == self._bos_units[document] else unit - document - 1
+def _line_end_before(corpus: Corpus, document: int, position: int) -> int:
+    """The end of the last line that ends at most 4 KiB before a position of a document's payload; else the position."""
+    first, stop = corpus.document_starts[document], corpus.document_starts[document + 1]
+    begin = 0
+    for segment in range(int(first), int(stop)):
+        length = int(corpus.segment_lengths[segment])
+        if begin < position <= begin + length:
+            low = max(0, position - begin - LINE_END_WITHIN)
+            ends = np.flatnonzero(corpus.payload(segment, low, position - begin) == ord("\n"))
+            return begin + low + int(ends[-1]) + 1 if len(ends) else position
+        begin += length
+    return position

@@ -115,7 +115,7 @@ def _steps(
     allowed = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=device)
     allowed[:256] = True
     allowed[EOS : EOS + 1] = True
-    utf8 = Utf8.after([ids.tobytes() for ids in map(_bytes_of, prompts)]).to(device) if valid_utf8 else None
+    utf8 = Utf8.after([_last_bytes(ids) for ids in prompts], device) if valid_utf8 else None
     state = _prefill(model, [torch.from_numpy(ids.astype(np.int64)) for ids in prompts], context)
     for left in range(max_bytes, 0, -1):
         if not rows:
@@ -193,5 +193,5 @@ def prompt_ids(prompt: Prompt, patch_size: int, modality: str) -> np.ndarray:
     return ids if len(ids) else np.array([BOS], np.uint16)
 
 
-def _bytes_of(ids: np.ndarray) -> np.ndarray:
-    return ids[ids < 256].astype(np.uint8)[-4:]
+def _last_bytes(ids: np.ndarray) -> bytes:
+    return ids[-3:][ids[-3:] < 256].astype(np.uint8).tobytes()

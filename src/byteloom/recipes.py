@@ -33,10 +33,7 @@ def code_small() -> RunConfig:
     return text_small()
 
 
-NAMES: dict[str, Recipe] = {
-    recipe.__name__.replace("_", "-"): recipe
-    for recipe in (text_small, code_small)
-}
+NAMES: dict[str, Recipe] = {recipe.__name__.replace("_", "-"): recipe for recipe in (text_small, code_small)}
 """Every recipe by its name."""
 
 
@@ -44,6 +41,8 @@ def by_name(name: str) -> RunConfig:
     """The run of that name. Raises ValueError, with the nearest names, where there is none."""
     if name not in NAMES:
         near = difflib.get_close_matches(name, NAMES, n=3)
-        raise ValueError(f"recipe {name!r} is unknown; " + (f"did you mean {', '.join(near)}?" if near else
-            f"known: {', '.join(sorted(NAMES))}"))
+        raise ValueError(
+            f"recipe {name!r} is unknown; "
+            + (f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(sorted(NAMES))}")
+        )
     return NAMES[name]()

@@ -5,7 +5,6 @@ them, or its own patch with the last few of the patch before. Full attention cos
 blocks and cost O(T * block). Every fast way in `BACKENDS` has `attend_reference` as its slow twin.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -74,7 +73,9 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, backend: Ba
     scores = q.unflatten(-3, (groups, -1)).flatten(-3, -2) @ k.transpose(-2, -1)
     scores = scores.unflatten(-2, (-1, queries)).flatten(-4, -3) * q.shape[-1] ** -0.5 + bias.to(q.dtype)
     weights = scores.softmax(-1).unflatten(-3, (groups, -1)).flatten(-3, -2)
-    return (weights.to(v.dtype) @ v).unflatten(-2, (-1, queries)).flatten(-4, -3).view(*q.shape[:-3], heads, queries, -1)
+    return (
+        (weights.to(v.dtype) @ v).unflatten(-2, (-1, queries)).flatten(-4, -3).view(*q.shape[:-3], heads, queries, -1)
+    )
 
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:

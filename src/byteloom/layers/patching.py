@@ -63,9 +63,7 @@ class PatchEmbedder(nn.Module):
     Without a projection the concatenation is the patch vector, as in the paper (section 2.1, equation 2).
     """
 
-    def __init__(
-        self, config: PatchConfig, *, vocab_size: int, span: int, embed_dim: int, dim: int, projection: bool
-    ):
+    def __init__(self, config: PatchConfig, *, vocab_size: int, span: int, embed_dim: int, dim: int, projection: bool):
         super().__init__()
         self.span = span
         self.table = nn.Embedding(vocab_size, embed_dim)

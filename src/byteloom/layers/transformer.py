@@ -76,7 +76,9 @@ class BlockConfig:
             if getattr(self, field) < 1:
                 raise ValueError(f"{name}.{field} is {getattr(self, field)}; it must be at least 1")
         if self.head_dim is None and self.dim % self.num_heads:
-            raise ValueError(f"{name}.num_heads is {self.num_heads}, which does not divide dim {self.dim}; set head_dim")
+            raise ValueError(
+                f"{name}.num_heads is {self.num_heads}, which does not divide dim {self.dim}; set head_dim"
+            )
         if self.head_dim is not None and self.head_dim < 1:
             raise ValueError(f"{name}.head_dim is {self.head_dim}; it must be at least 1")
         if self.num_kv_heads is not None and (self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads):
@@ -355,7 +357,9 @@ class Stack(nn.Module):
             x = x + block.mlp(narrow(block.mlp_norm(h)))
         return self.norm(x)
 
-    def shift_step(self, x: Tensor, layer: int, part: int, positions: Tensor, state: StackState, rows: Tensor) -> Tensor:
+    def shift_step(
+        self, x: Tensor, layer: int, part: int, positions: Tensor, state: StackState, rows: Tensor
+    ) -> Tensor:
         """Token shift for one position a row."""
         if state.shifted is None:
             return x

@@ -12,7 +12,7 @@ from math import prod
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
 
 from byteloom.layers.patching import Expander, PatchConfig, PatchEmbedder
@@ -235,7 +235,9 @@ class Multiscale(nn.Module):
     def hidden(self, ids: Tensor) -> Tensor:
         """The finest stage's output (B, T', D), T' >= T, with the last patch padded to full."""
         length = max(ids.shape[1], 1)
-        ids = F.pad(ids, (0, -length % self.spans[0] + length - ids.shape[1]))  # causal: what the padding is cannot matter
+        ids = F.pad(
+            ids, (0, -length % self.spans[0] + length - ids.shape[1])
+        )  # causal: what the padding is cannot matter
         parent = None
         for i, stack in enumerate(self.stacks):
             h = stack(self.inputs(i, ids, parent))
@@ -396,7 +398,9 @@ class Multiscale(nn.Module):
         if lengths.shape != (ids.shape[0],) or ids.shape[0] != state.ids.shape[0]:
             raise ValueError(f"{state.ids.shape[0]} rows need as many prompts and lengths, not {tuple(ids.shape)}")
         if bool((lengths < 0).any()) or bool((lengths > min(ids.shape[1], self.room(state))).any()):
-            raise ValueError(f"a prompt is longer than its row of ids or than the {self.room(state)} bytes of the state")
+            raise ValueError(
+                f"a prompt is longer than its row of ids or than the {self.room(state)} bytes of the state"
+            )
         longest = int(lengths.max()) if lengths.numel() else 0
         if longest == 0:
             return state.logits

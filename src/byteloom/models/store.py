@@ -78,7 +78,9 @@ def load_weights(model: Multiscale, weights: Mapping[str, Tensor], source: Path,
         if ours != theirs:
             said = "no such tensor" if ours is None else f"shape {list(ours)}"
             found = "lacks it" if theirs is None else f"has shape {list(theirs)}"
-            raise CheckpointError(f"{source}: does not match its config.json: {name} should be {said}, the file {found}")
+            raise CheckpointError(
+                f"{source}: does not match its config.json: {name} should be {said}, the file {found}"
+            )
     model.load_state_dict(dict(weights), assign=assign)
 
 
@@ -177,7 +179,9 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes a safetensors file, whole or not at all."""
-    write_atomically(path, tensors_to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+    write_atomically(
+        path, tensors_to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    )
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -17,14 +17,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from byteloom.corpus import Corpus, open_data, split
-from byteloom.documents import PAD, DataError
+from byteloom.corpus import Corpus, split
+from byteloom.documents import PAD
 from byteloom.evaluation import evaluate
 from byteloom.loader import Loader, LoaderConfig
 from byteloom.losses import bits_per_byte
 from byteloom.models.multiscale import ModelConfig, Multiscale
-from byteloom.models.store import CheckpointError, read_model_config, read_tensors, load_weights
+from byteloom.models.store import CheckpointError, load_weights, read_model_config, read_tensors
 from byteloom.packing import PackedStream
+from byteloom.shards import open_data
 from byteloom.train.checkpoint import (
     Progress,
     check_same,
@@ -103,6 +104,33 @@ class RunConfig:
     """Batches, budget, precision, checkpoints."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a run ended with."""
+
+    model: Multiscale
+    """The last model, in evaluation mode."""
+    progress: Progress
+    """Steps, bytes, seconds, and the best held-out bits per byte."""
+    metrics: list[dict[str, Any]]
+    """The lines of metrics.jsonl."""
+
+    def summary(self) -> dict[str, Any]:
+        """`step`, `bytes`, `seconds`, `bits_per_byte` and `valid_bits_per_byte` (last lines), `best`; JSON-able."""
+
+        def last(key: str) -> float | None:
+            return next((row[key] for row in reversed(self.metrics) if key in row), None)
+
+        return {
+            "step": self.progress.step,
+            "bytes": self.progress.bytes,
+            "seconds": self.progress.seconds,
+            "bits_per_byte": last("bits_per_byte"),
+            "valid_bits_per_byte": last("valid_bits_per_byte"),
+            "best": self.progress.best,
+        }
+
+
 def train(
     config: RunConfig,
     data: Sequence[str | PathLike[str]] | Corpus,
@@ -112,7 +140,7 @@ def train(
     resume: bool = False,
     init: str | PathLike[str] | None = None,
     show: bool = False,
-) -> dict[str, Any]:
+) -> Trained:
     """Trains a model and leaves a RUN folder.
 
     Args:
@@ -123,9 +151,6 @@ def train(
         resume: go on from the last checkpoint in `out`; from the beginning where there is none.
         init: a model folder to take the first weights from.
         show: progress on stderr.
-
-    Returns:
-        `step`, `bytes`, `seconds`, `bits_per_byte` (training, last line), `valid_bits_per_byte` (last), `best`.
 
     Raises:
         DataError: data cannot be used.
@@ -247,15 +272,7 @@ def train(
             checkpoint()
         if stopped():
             raise KeyboardInterrupt(f"stopped at step {progress.step}, saved in {run}; --resume goes on from there")
-    rows = read_metrics(run / "metrics.jsonl")
-    return {
-        "step": progress.step,
-        "bytes": progress.bytes,
-        "seconds": progress.seconds,
-        "bits_per_byte": rows[-1]["bits_per_byte"] if rows else None,
-        "valid_bits_per_byte": next((r["valid_bits_per_byte"] for r in rows[::-1] if "valid_bits_per_byte" in r), None),
-        "best": progress.best,
-    }
+    return Trained(model=model.eval(), progress=progress, metrics=read_metrics(run / "metrics.jsonl"))
 
 
 def sum_of_nats(model: Multiscale, ids: Tensor, mark: Tensor) -> tuple[Tensor, Tensor]:

@@ -117,7 +117,9 @@ class Optimizers:
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Takes back what `tensors` gave. Raises ValueError where it is another model's or optimizer's."""
-        owners = {p: optimizer for optimizer, _ in self.peaks for group in optimizer.param_groups for p in group["params"]}
+        owners = {
+            p: optimizer for optimizer, _ in self.peaks for group in optimizer.param_groups for p in group["params"]
+        }
         kinds = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.Muon: {"momentum_buffer"}}
         expected = {f"{name}:{kind}" for name, p in self.named.items() for kind in kinds[type(owners[p])]}
         if expected != tensors.keys():

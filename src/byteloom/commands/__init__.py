@@ -1,0 +1,59 @@
+"""The commands, one file each: `main(argv)` parses its own options, imports its own part, and runs.
+
+A new command is a new file here. The first line of its docstring is what `byteloom --help` says about it.
+"""
+
+import contextlib
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+T = TypeVar("T")
+
+
+class UsageError(Exception):
+    """The command line makes no sense; exit code 2."""
+
+
+def parse(kind: Callable[..., T], argv: Sequence[str], command: str, default: T | None = None) -> T:
+    """Calls `kind`, a dataclass or a function, with what the command line says.
+
+    Raises:
+        UsageError: the command line was refused; tyro's boxed message as one line.
+    """
+    errors = io.StringIO()
+    options = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(kind, args=list(argv), prog=f"byteloom {command}", **options)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(one_line(errors.getvalue()) + f" (see byteloom {command} --help)") from None
+
+
+def one_line(text: str) -> str:
+    """A boxed message without its box, colours, rules and footer."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    lines = [re.sub(r"[\u2500-\u257f]+", " ", line).strip() for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("For full helptext")]
+    return " ".join(" ".join(lines).split())
+
+
+def write_report(values: Mapping[str, Any], target: str | None) -> None:
+    """Writes numbers as JSON to a file, or to stdout where `target` is "-"."""
+    if target == "-":
+        print(json.dumps(values, indent=1))
+    elif target is not None:
+        Path(target).write_text(json.dumps(values, indent=1) + "\n", "utf-8")
+
+
+def note(line: str) -> None:
+    """Says something on stderr, so that stdout stays clean for results."""
+    print(line, file=sys.stderr)

@@ -1,0 +1,45 @@
+"""Read files and folders with their codecs into memory-mapped shards."""
+
+import sys
+from pathlib import Path
+
+import tyro
+
+from byteloom.commands import note, parse, write_report
+from byteloom.shards import prepare
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command."""
+    parse(run, argv, "prepare")
+
+
+def run(
+    paths: tyro.conf.Positional[tuple[Path, ...]],
+    /,
+    out: Path,
+    modality: str | None = None,
+    shard_bytes: int = 256 << 20,
+    overwrite: bool = False,
+    json: str | None = None,
+) -> None:
+    """Read files and folders with their codecs into memory-mapped shards.
+
+    A file that cannot be read is skipped, named and counted.
+
+    Args:
+        paths: Files and folders.
+        out: Folder to make.
+        modality: Read every file as this one; by default each by its name and content.
+        shard_bytes: Begin a new shard after so many bytes.
+        overwrite: Replace prepared data that is there.
+        json: Write the counts as JSON to this file, or to stdout with "-".
+    """
+    counts = prepare(list(paths), out, modality=modality, shard_bytes=shard_bytes, overwrite=overwrite)
+    for entry in counts["skipped"]:
+        note(f"skipped {entry['file']}: {entry['reason']}")
+    write_report(counts, json)
+    if json != "-":
+        sizes = ", ".join(f"{size:,} bytes of {name}" for name, size in counts["modalities"].items())
+        print(f"{out}: {counts['documents']:,} documents, {sizes}; {len(counts['skipped'])} skipped")
+        sys.stdout.flush()

@@ -1,0 +1,84 @@
+"""Train a model on files, folders or prepared data."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from byteloom import recipes
+from byteloom.commands import UsageError, parse, write_report
+from byteloom.models.multiscale import ModelConfig
+from byteloom.train.loop import RunConfig, TrainConfig, train
+from byteloom.train.optim import OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Train a model on files, folders or prepared data.
+
+    Without --valid, 5 % of the data are held out, by file. Ctrl-C finishes the step and saves; --resume goes on.
+    """
+
+    data: tuple[Path, ...]
+    """Files, folders and prepared data to learn from."""
+    out: Path
+    """Folder for the run: model, checkpoints, metrics."""
+    valid: tuple[Path, ...] = ()
+    """Held-out data to measure bits per byte on while training."""
+    resume: bool = False
+    """Go on from the last checkpoint in --out, or begin where there is none."""
+    init: Path | None = None
+    """Begin with the weights of this run or model folder."""
+    json: str | None = None
+    """Write the final numbers as JSON to this file, or to stdout with "-"."""
+    train: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    optim: OptimConfig
+    model: ModelConfig
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command: the recipe's name first, then options over its fields."""
+    names = ", ".join(recipes.NAMES)
+    asks_help = bool({"-h", "--help"} & set(argv))
+    if not asks_help and (not argv or argv[0].startswith("-")):
+        raise UsageError(f"name a recipe first, as in: byteloom train text-small --data FILE (there are {names})")
+    name = "text-small" if asks_help and argv[0].startswith("-") else argv[0]
+    try:
+        config = recipes.by_name(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    defaults = Options(
+        data=(), out=Path("runs") / name, model=config.model, optim=config.optim, train=without_budget(config, argv)
+    )
+    if asks_help:
+        print(f"RECIPE is one of {names}; shown are the defaults of {name}.\n")
+    options = parse(Options, [arg for arg in argv if arg != name or argv.index(arg)], f"train {name}", defaults)
+    if not options.data:
+        raise UsageError("name the data to learn from: --data FILE_OR_FOLDER ...")
+    result = train(
+        RunConfig(model=options.model, optim=options.optim, train=options.train),
+        list(options.data),
+        options.out,
+        valid=list(options.valid) or None,
+        resume=options.resume,
+        init=options.init,
+        show=True,
+    ).summary()
+    write_report(result, options.json)
+    if options.json != "-":
+        print(
+            f"{options.out}: {result['step']} steps, {result['bytes'] / 1e6:.2f} MB in {result['seconds']:.0f} s"
+            + (f", held out {result['valid_bits_per_byte']:.3f} bits per byte" if result["valid_bits_per_byte"] else "")
+        )
+
+
+def without_budget(config: RunConfig, argv: list[str]) -> TrainConfig:
+    """The recipe's batches and budget; a budget that the command line gives stands alone, not beside the recipe's."""
+    flags = {arg.split("=")[0].lstrip("-").replace("-", "_") for arg in argv if arg.startswith("--")}
+    budget = ("steps", "max_bytes", "max_seconds")
+    if not flags & set(budget):
+        return config.train
+    # Any one limit keeps the config valid until tyro puts in what was asked for.
+    given = next(name for name in budget if name in flags)
+    return replace(config.train, **{name: 1 if name == given else None for name in budget})
