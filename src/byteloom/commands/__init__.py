@@ -43,6 +43,8 @@ def one_line(text: str) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", text)
     lines = [re.sub(r"[\u2500-\u257f]+", " ", line).strip() for line in text.splitlines()]
     lines = [line for line in lines if line and not line.startswith("For full helptext")]
+    if len(lines) > 1 and lines[1].startswith(lines[0]):  # the box's title, said again below it
+        del lines[0]
     return " ".join(" ".join(lines).split())
 
 

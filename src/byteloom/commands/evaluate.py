@@ -56,7 +56,7 @@ def run(
         return
     table = Table("", "bits per byte", "bytes", title=f"{found.bytes:,} bytes, method {method}")
     table.columns[1].justify = table.columns[2].justify = "right"
-    table.add_row(f"[bold]{model}", f"[bold]{found.bits_per_byte:.4f}", f"{found.nats / 5.545177444:,.0f}")
+    table.add_row(f"[bold]{model}", f"[bold]{found.bits_per_byte:.4f}", f"{found.bits_per_byte * found.bytes / 8:,.0f}")
     for name, entry in report["baselines"].items():
         table.add_row(name, f"{entry['bits_per_byte']:.4f}", f"{entry['bytes']:,}")
     console = Console(highlight=False)

@@ -371,7 +371,15 @@ class Stack(nn.Module):
         return torch.cat((own, before), dim=-1)
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """The type that autocast computes in on this device; None where it is off, or unknown to the device (meta)."""
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return None
+
+
 def narrow(x: Tensor) -> Tensor:
     """Cast to autocast's type once, where several matrices read the same input; the stream itself stays in fp32."""
-    kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+    dtype = autocast_dtype(x.device)
+    return x if dtype is None else x.to(dtype)

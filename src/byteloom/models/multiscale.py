@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from byteloom.layers.patching import Expander, PatchConfig, PatchEmbedder
-from byteloom.layers.transformer import BlockConfig, Stack, StackState
+from byteloom.layers.transformer import BlockConfig, Stack, StackState, autocast_dtype
 from byteloom.losses import Loss, cross_entropy, summed_loss
 
 
@@ -282,9 +282,7 @@ class Multiscale(nn.Module):
         max_length = self.config.context if max_length is None else max_length
         self.check_length(max_length)
         weight = self.starts[0]
-        device, dtype = weight.device, weight.dtype
-        if torch.is_autocast_enabled(device.type):
-            dtype = torch.get_autocast_dtype(device.type)
+        device, dtype = weight.device, autocast_dtype(weight.device) or weight.dtype
         stacks, parents = [], []
         for i, stack in enumerate(self.stacks):
             positions = max_length // self.spans[i] + 1

@@ -1,0 +1,80 @@
+"""Say what a recipe, run or model costs: parameters, FLOPs per byte, memory."""
+
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from byteloom import recipes
+from byteloom.commands import UsageError, parse, write_report
+from byteloom.models.store import read_model_config
+from byteloom.sizing import describe
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command."""
+    parse(run, argv, "info")
+
+
+def run(
+    model: tyro.conf.Positional[str | None] = None,
+    /,
+    context: int | None = None,
+    batch_size: int | None = None,
+    list: bool = False,
+    json: str | None = None,
+) -> None:
+    """Say what a recipe, run or model costs: parameters, FLOPs per byte, memory. Nothing is allocated for it.
+
+    Args:
+        model: Name of a recipe, or run or model folder.
+        context: Bytes in a sequence; default: the model's.
+        batch_size: Sequences in a training batch and in generation; default: the recipe's, or 1.
+        list: List the recipes.
+        json: Write all numbers as JSON to this file, or to stdout with "-".
+    """
+    console = Console(highlight=False)
+    if list:
+        table = Table("recipe", "what it is")
+        for name, recipe in recipes.NAMES.items():
+            table.add_row(name, (recipe.__doc__ or "").splitlines()[0])
+        console.print(table)
+        return
+    if model is None:
+        raise UsageError("name a recipe, or a run or model folder; --list shows the recipes")
+    optimizer = "muon"
+    if model in recipes.NAMES or not Path(model).exists():
+        try:
+            run = recipes.by_name(model)
+        except ValueError as error:
+            raise UsageError(f"{error}; and there is no such folder") from None
+        config, optimizer, batch_size = run.model, run.optim.optimizer, batch_size or run.train.batch_size
+    else:
+        config = read_model_config(model)
+    numbers = describe(config, context, batch_size or 1, optimizer)
+    write_report(numbers, json)
+    if json == "-":
+        return
+    table = Table(title=f"{model}: {numbers['parameters']:,} parameters, context {numbers['context']:,}")
+    for column in ("stage", "bytes a position", "width", "layers", "parameters", "FLOPs/byte forward", "generation"):
+        table.add_column(column, justify="right")
+    for i, stage in enumerate(numbers["stages"]):
+        cost = stage["cost"]
+        table.add_row(
+            str(i),
+            str(stage["span"]),
+            str(stage["dim"]),
+            str(stage["num_layers"]),
+            f"{cost['parameters']:,}",
+            f"{cost['flops']:,.0f}",
+            f"{cost['generation_flops']:,.0f}",
+        )
+    console.print(table)
+    flops = numbers["flops_per_byte"]
+    console.print(
+        f"FLOPs per byte: forward {flops['forward']:,.0f}, training {flops['training']:,.0f}, "
+        f"generation {flops['generation']:,.0f}"
+    )
+    sizes = ", ".join(f"{name} {size / 2**20:,.1f}" for name, size in numbers["memory"].items())
+    console.print(f"MiB at batch {numbers['batch_size']}: {sizes}")

@@ -1,0 +1,165 @@
+"""The main job in a few minutes: learn from this interpreter's own source, measure, write, and show it.
+
+In: nothing. Out: a run folder with report.html and report.json. Cost: about four minutes on two cores.
+"""
+
+import json
+import shutil
+import sys
+import sysconfig
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from byteloom import recipes
+from byteloom.commands import note
+from byteloom.corpus import Corpus, split
+from byteloom.documents import DataError
+from byteloom.evaluation import baselines, evaluate, nats_of_each
+from byteloom.generation import prompt_ids, stream
+from byteloom.losses import VOCABULARY
+from byteloom.models.multiscale import Multiscale
+from byteloom.models.store import CheckpointError, load, write_atomically
+from byteloom.report import page
+from byteloom.sampling import SamplingConfig
+from byteloom.train.loop import train
+
+PROMPT = 'def read_lines(path, encoding="utf-8"):\n    """'
+LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "turtledemo", "__pycache__"}
+
+
+def demo(out: Path, seconds: float = 180.0, seed: int = 0) -> dict[str, Any]:
+    """Trains, evaluates, writes and reports; returns what report.json holds.
+
+    Raises:
+        DataError: the interpreter has no source files.
+        CheckpointError: `out` holds something other than an earlier demo.
+        RuntimeError: the model restored from disk gives other logits than the trained one.
+    """
+    clear(out)
+    corpus = standard_library()
+    train_corpus, held_out = split(corpus)
+    note(
+        f"byteloom learns Python from the source of Python {sys.version.split()[0]}: {len(corpus)} files, "
+        f"{corpus.num_bytes / 1e6:.1f} MB.\nIt sees {len(train_corpus)} files for {seconds:.0f} seconds, byte by byte, "
+        f"without a tokenizer; {len(held_out)} files it never sees.\n"
+    )
+    config = recipes.by_name("code-small")
+    config = replace(config, train=replace(config.train, max_seconds=seconds, validations=6, seed=seed))
+    trained = train(config, train_corpus, out, valid=held_out, show=True)
+
+    note(f"\nHow many bits does a byte of the {held_out.num_bytes / 1e6:.2f} MB of unseen files take?")
+    found = evaluate(trained.model, held_out)
+    others = baselines(held_out)
+    rows = [(entry["bits_per_byte"], name) for name, entry in others.items()]
+    for bits, name in sorted([*rows, (found.bits_per_byte, "this model")]):
+        note(f"  {name:<12}{bits:.3f} bits per byte")
+
+    note("\nThe model, read back from the disk, continues a function:\n")
+    restored = load(out)
+    same = check_same_logits(trained.model, restored, held_out)
+    continuation = bytearray()
+    sys.stdout.write(PROMPT)
+    for step in stream(
+        restored, [PROMPT], max_bytes=500, sampling=SamplingConfig(temperature=0.7), seed=seed, valid_utf8=True
+    ):
+        for _, value in step:
+            continuation.append(value)
+            sys.stdout.buffer.write(bytes([value]))
+            sys.stdout.flush()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+    evaluation = found.to_json()
+    numbers = {
+        "python": sys.version.split()[0],
+        "trained_on_bytes": train_corpus.num_bytes,
+        "held_out_bytes": held_out.num_bytes,
+        "parameters": sum(p.numel() for p in trained.model.parameters()),
+        "training": trained.summary(),
+        "evaluation": evaluation,
+        "baselines": others,
+        "largest_difference_after_reload": same,
+        "prompt": PROMPT,
+        "continuation": continuation.decode("utf-8", "replace"),
+    }
+    write_atomically(out / "report.json", (json.dumps(numbers, indent=1) + "\n").encode())
+    html = page(
+        title="What byteloom learned in a few minutes",
+        lead=f"A two-stage model of {numbers['parameters'] / 1e6:.1f}M parameters read {trained.progress.bytes / 1e6:.1f} "
+        f"MB of Python source in {trained.progress.seconds:.0f} seconds. The numbers are for {len(held_out)} files "
+        f"({held_out.num_bytes / 1e6:.2f} MB) that it never saw.",
+        metrics=trained.metrics,
+        evaluation=evaluation,
+        baselines=others,
+        prompt=PROMPT.encode(),
+        continuation=bytes(continuation),
+        bits=surprise(restored, PROMPT.encode() + bytes(continuation)),
+    )
+    write_atomically(out / "report.html", html.encode())
+    note(
+        f"\nThe model read back from the disk gives the same logits (largest difference {same:g}).\n"
+        f"Curves, and the sample tinted by surprise: {out}/report.html\n\n"
+        "Next, with your own files:\n"
+        "  byteloom train text-small --data FOLDER --out runs/mine\n"
+        "  byteloom evaluate runs/mine OTHER_FILES\n"
+        "  byteloom generate runs/mine --prompt 'Once upon'"
+    )
+    return numbers
+
+
+def standard_library() -> Corpus:
+    """The source files of this interpreter's standard library, without tests. Raises DataError where there are none."""
+    home = Path(sysconfig.get_paths()["stdlib"])
+    files = [
+        path
+        for path in sorted(home.rglob("*.py"))
+        if not LEFT_OUT & set(path.relative_to(home).parts) and not path.name.startswith("test_")
+    ]
+    entries = [(path, path.relative_to(home).as_posix()) for path in files if path.is_file() and path.stat().st_size]
+    if len(entries) < 20:
+        raise DataError(f"{home}: this interpreter has no source files to learn from; train on files of your own")
+    corpus = Corpus.from_paths([path for path, _ in entries], modality="text")
+    return replace(corpus, names=tuple(name for _, name in entries))
+
+
+def check_same_logits(trained: Multiscale, restored: Multiscale, held_out: Corpus) -> float:
+    """The largest difference of logits on the first held-out bytes. Raises RuntimeError where there is one."""
+    data = held_out.head(512).payload(0)
+    ids = torch.from_numpy(prompt_ids(bytes(data), trained.config.span(0), "text").astype(np.int64)).unsqueeze(0)
+    with torch.inference_mode():
+        difference = float((trained(ids) - restored(ids)).abs().max())
+    if difference:
+        raise RuntimeError(f"the restored model's logits differ by {difference:g}")
+    return difference
+
+
+def surprise(model: Multiscale, data: bytes) -> list[float]:
+    """The bits that each byte of a text costs the model, within its context."""
+    bits: list[float] = []
+    size = model.config.context // 2
+    for start in range(0, len(data), size):
+        ids = prompt_ids(data[start : start + size], model.config.span(0), "text")
+        nats = nats_of_each(model, torch.from_numpy(ids.astype(np.int64)).unsqueeze(0))[0].numpy()
+        bits += (nats[ids < VOCABULARY.num_bytes] / np.log(2)).tolist()
+    return bits
+
+
+def clear(out: Path) -> None:
+    """Removes an earlier demo. Raises CheckpointError where the folder holds anything else."""
+    if out.exists() and any(out.iterdir()):
+        known = {
+            "config.json",
+            "model.safetensors",
+            "metrics.jsonl",
+            "checkpoints",
+            "best",
+            "report.html",
+            "report.json",
+        }
+        if {path.name for path in out.iterdir() if not path.name.startswith(".")} - known:
+            raise CheckpointError(f"{out}: holds other files; name another folder with --out")
+        shutil.rmtree(out)

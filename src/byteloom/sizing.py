@@ -1,0 +1,180 @@
+"""What a model costs before it is built: parameters, FLOPs per byte, memory. A config in, numbers out, nothing allocated.
+
+FLOPs are those of matrix products, two for a multiplication and an addition, as `torch.utils.flop_counter` has them:
+attention over the keys that our code multiplies, masked ones included. A backward pass costs two forward passes.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from byteloom.models.multiscale import ModelConfig, Multiscale
+
+BYTES = {"bf16": 2, "fp32": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCost:
+    """One stage, its embedder and its expander; the head belongs to the finest stage."""
+
+    parameters: int
+    """Trained numbers, tables included."""
+    weights: int
+    """Those of matrices that each of its positions is multiplied with."""
+    flops: float
+    """Of a forward pass over the context, per byte."""
+    flops_of_attention: float
+    """Part of it for queries with keys, and weights with values."""
+    generation_flops: float
+    """Per byte written one by one, with caches, on average over the context."""
+
+
+def build(config: ModelConfig) -> Multiscale:
+    """The model on the meta device: shapes without memory."""
+    with torch.device("meta"):
+        return Multiscale(config)
+
+
+def stage_costs(config: ModelConfig, context: int | None = None) -> list[StageCost]:
+    """The cost of each stage, coarsest first, in sequences of `context` bytes (default: the config's)."""
+    context = context or config.context
+    model = build(config)
+    padded = -(-context // config.span(0)) * config.span(0)
+    costs = []
+    for i, stage in enumerate(config.stages):
+        parts = [model.embedders[i], model.stacks[i]]
+        weights, per_byte = 0, 0
+        for name, parameter in model.stacks[i].named_parameters():
+            weights += parameter.numel() if parameter.ndim == 2 and name != "positions" else 0
+        for convolution in model.embedders[i].convolutions:
+            per_byte += convolution.weight.numel()  # runs over bytes, before they are cut into patches
+        if config.projection(i):
+            weights += model.embedders[i].project.weight.numel()
+        if i < len(model.expanders):
+            parts.append(model.expanders[i])
+            times = stage.patch_size if stage.expand == "slice" else 1
+            weights += model.expanders[i].project.weight.numel() * (times or 1)
+        head = 0
+        if i == len(config.stages) - 1:
+            head = (model.embedders[i].table if model.head is None else model.head).weight.numel()
+        parameters = sum(p.numel() for part in parts for p in part.parameters()) + model.starts[i].numel()
+        if i == len(config.stages) - 1:
+            parameters += 0 if model.head is None else model.head.weight.numel()
+            parameters += 0 if model.head_bias is None else model.head_bias.numel()
+        span = config.span(i)
+        positions = padded // span
+        late = config.late_parent and i == len(config.stages) - 1
+        if late:  # one position more in each patch
+            positions += positions // (config.stages[i - 1].patch_size or 1)
+        reach, heads = model.stacks[i].reach, 4 * stage.num_heads * stage.width_of_head * stage.num_layers
+        keys: float = positions
+        if reach.limit is not None:
+            size = reach.patch_size or min(reach.window or positions, positions)
+            back = reach.lookback if reach.patch_size else min(size, (reach.window or 1) - 1)
+            keys = size + (back if positions > size else 0)
+            computed = -(-positions // size) * size
+        else:
+            computed = positions
+        attention = heads * keys * computed / context
+        total = (
+            2 * (weights * positions + head * (context if not late else positions)) + 2 * per_byte * padded
+        ) / context
+        seen = min(reach.limit or positions, positions) if reach.limit else (positions + 1) / 2
+        each = 2 * (weights + (head if span == 1 else 0)) + heads * seen
+        costs.append(
+            StageCost(
+                parameters=parameters,
+                weights=weights + head + per_byte,
+                flops=total + attention,
+                flops_of_attention=attention,
+                generation_flops=each / span + 2 * per_byte * (1 + model.embedders[i].halo / span),
+            )
+        )
+    return costs
+
+
+def memory(
+    config: ModelConfig,
+    context: int | None = None,
+    batch_size: int = 1,
+    optimizer: str = "muon",
+    precision: str = "bf16",
+) -> dict[str, int]:
+    """Bytes of memory: `weights`, `gradients`, `optimizer`, `activations` of training, `caches` of generation.
+
+    Activations are what autograd keeps for the backward pass of one batch, counted on a run with fake tensors; what is
+    needed for a moment only comes on top. Weights are kept in fp32 for training; caches are in fp32.
+    """
+    context = context or config.context
+    model = build(config)
+    parameters = sum(p.numel() for p in model.parameters())
+    matrices = 0
+    if optimizer == "muon":
+        from byteloom.train.optim import is_matrix
+
+        matrices = sum(p.numel() for name, p in model.named_parameters() if is_matrix(name, p))
+    state = model.start(batch_size, context)
+    tensors = [state.ids, state.logits, *state.parents]
+    for stack in state.stacks:
+        tensors += [stack.keys, stack.values, *([] if stack.shifted is None else [stack.shifted]), *(stack.rope or ())]
+    return {
+        "weights": 4 * parameters,
+        "gradients": 4 * parameters,
+        "optimizer": 4 * (2 * (parameters - matrices) + matrices),
+        "activations": activations(config, context, batch_size, precision),
+        "caches": sum(tensor.nbytes for tensor in tensors),
+    }
+
+
+def activations(config: ModelConfig, context: int, batch_size: int, precision: str) -> int:
+    """Bytes that autograd keeps between the forward and the backward pass of a batch, parameters left out."""
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        alive.append(tensor)  # or its storage's place is given to another
+        return tensor
+
+    alive: list[torch.Tensor] = []
+    model = build(config)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    with FakeTensorMode():
+        model.load_state_dict({name: torch.empty(shape) for name, shape in shapes.items()}, assign=True)
+        own = {p.untyped_storage()._cdata for p in model.parameters()}
+        ids = torch.zeros(batch_size, context, dtype=torch.long)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
+        ):
+            model.loss(ids)
+    return sum(size for storage, size in kept.items() if storage not in own)
+
+
+def describe(
+    config: ModelConfig,
+    context: int | None = None,
+    batch_size: int = 1,
+    optimizer: str = "muon",
+    precision: str = "bf16",
+) -> dict[str, Any]:
+    """All of it, as `byteloom info` shows it: `parameters`, `flops_per_byte`, `memory`, `stages`; JSON-able."""
+    costs = stage_costs(config, context)
+    forward = sum(cost.flops for cost in costs)
+    return {
+        "context": context or config.context,
+        "batch_size": batch_size,
+        "parameters": sum(cost.parameters for cost in costs),
+        "flops_per_byte": {
+            "forward": forward,
+            "training": 3 * forward,
+            "generation": sum(cost.generation_flops for cost in costs),
+        },
+        "memory": memory(config, context, batch_size, optimizer, precision),
+        "stages": [
+            {"span": config.span(i), **asdict(stage), "cost": asdict(cost)}
+            for i, (stage, cost) in enumerate(zip(config.stages, costs, strict=True))
+        ],
+    }
