@@ -8,13 +8,10 @@ import importlib
 import os
 import pkgutil
 import sys
+import traceback
 from pathlib import Path
 
 from byteloom import __version__, commands
-
-
-class Failure(Exception):
-    """Shown as one line."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -76,8 +73,8 @@ def describe(error: Exception) -> str:
 
 def fail(message: str, code: int, debug: bool = False) -> None:
     """Prints one line on stderr and exits; with `debug` the traceback first."""
-    if debug and sys.exc_info()[0]:
-        sys.excepthook(*sys.exc_info())
+    if debug and (error := sys.exception()):
+        traceback.print_exception(error)
     print(f"byteloom: {message}", file=sys.stderr)
     sys.exit(code)
 

@@ -106,7 +106,7 @@ class Corpus:
 
     @staticmethod
     def from_documents(documents: Sequence[Document]) -> "Corpus":
-        """Documents in memory as a corpus. Raises ValueError when a modality is unknown or payload holds reserved ids."""
+        """Documents in memory. Raises ValueError when a modality is unknown or payload holds reserved ids."""
         segments = [segment for document in documents for segment in document.segments]
         for segment in segments:
             codecs.by_modality(segment.modality)
@@ -320,10 +320,10 @@ def _walk(root: Path, skipped: list[tuple[str, str]]) -> list[Path]:
 
     for folder, folders, files in os.walk(root, onerror=unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        if "manifest.json" in files and any(name.endswith(".lengths.npy") for name in files):
-            if Path(folder) != root:  # prepared shards are not raw files
-                folders.clear()
-                continue
+        shards = "manifest.json" in files and any(name.endswith(".lengths.npy") for name in files)
+        if shards and Path(folder) != root:  # prepared data are no raw files
+            folders.clear()
+            continue
         for name in files:
             path = Path(folder, name)
             inside = not path.is_symlink() or path.resolve().is_relative_to(home)

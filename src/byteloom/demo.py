@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from byteloom import recipes
-from byteloom.commands import note
 from byteloom.corpus import Corpus, split
 from byteloom.documents import DataError
 from byteloom.evaluation import baselines, evaluate, nats_of_each
@@ -89,8 +88,8 @@ def demo(out: Path, seconds: float = 180.0, seed: int = 0) -> dict[str, Any]:
     write_atomically(out / "report.json", (json.dumps(numbers, indent=1) + "\n").encode())
     html = page(
         title="What byteloom learned in a few minutes",
-        lead=f"A two-stage model of {numbers['parameters'] / 1e6:.1f}M parameters read {trained.progress.bytes / 1e6:.1f} "
-        f"MB of Python source in {trained.progress.seconds:.0f} seconds. The numbers are for {len(held_out)} files "
+        lead=f"A two-stage model of {numbers["parameters"] / 1e6:.1f}M parameters read "
+        f"{trained.progress.bytes / 1e6:.1f} MB of Python source in {trained.progress.seconds:.0f} seconds. The numbers are for {len(held_out)} files "
         f"({held_out.num_bytes / 1e6:.2f} MB) that it never saw.",
         metrics=trained.metrics,
         evaluation=evaluation,
@@ -109,6 +108,11 @@ def demo(out: Path, seconds: float = 180.0, seed: int = 0) -> dict[str, Any]:
         "  byteloom generate runs/mine --prompt 'Once upon'"
     )
     return numbers
+
+
+def note(line: str) -> None:
+    """Says something on stderr, where progress is shown too."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def standard_library() -> Corpus:

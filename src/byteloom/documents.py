@@ -10,6 +10,7 @@ stream describes itself: the modality of a position follows from the marks befor
 border, so that a patch never holds two modalities.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -126,7 +127,7 @@ def from_ids(ids: np.ndarray, marks: Mapping[str, int]) -> Document:
     head = _payload(ids[: borders[0]])
     if len(head):
         segments.append(Segment(modality="bytes", data=head))
-    for start, stop in zip(borders, borders[1:], strict=False):
+    for start, stop in itertools.pairwise(borders):
         segments.append(Segment(modality=modality_of[int(ids[start])], data=_payload(ids[start + 1 : stop])))
     return Document(segments=tuple(segments))
 

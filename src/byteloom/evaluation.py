@@ -1,6 +1,6 @@
 """Bits per byte: a model and data in, summed nats over every byte, each scored once, out.
 
-Cost: one forward pass over the data for "basic", two for "sliding" and "strided", four for both. Sums first, ratios last.
+Cost: one forward pass over the data for "basic", two for "sliding" and "strided", four for both. Sums before ratios.
 """
 
 import bz2
@@ -33,7 +33,7 @@ CHUNK = 1 << 20
 
 
 class Window(NamedTuple):
-    """Ids [start, stop) that are run together, of which [first, stop) are scored, or the early halves of patches there."""
+    """Ids [start, stop) run together; [first, stop) are scored, or with `half` the early halves of patches there."""
 
     start: int
     stop: int

@@ -56,7 +56,7 @@ class Windows:
         ids = np.full(self.context, PAD, np.int64)
         read = self.stream.read(start, min(start + self.context, len(self.stream)))
         ids[: len(read)] = read
-        return {"ids": ids, "mark": np.int64(self.stream.mark_at(start))}
+        return {"ids": ids, "mark": np.array(self.stream.mark_at(start))}
 
     def __repr__(self) -> str:  # grain keeps it in its state, where it must not depend on the process
         return f"Windows({len(self)} of {self.context})"

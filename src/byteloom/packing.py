@@ -61,7 +61,7 @@ class PackedStream:
         return ids
 
     def mark_at(self, position: int) -> int:
-        """The MARK in force before `position`, so not one that stands at it; PAD where the document has had none yet."""
+        """The MARK in force before `position`, so not one that stands at it; PAD where the document had none yet."""
         if not 0 <= position < len(self):
             raise IndexError(f"position {position} of a stream of {len(self)} ids")
         unit = int(self._starts.searchsorted(position, "right")) - 1

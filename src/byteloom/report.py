@@ -1,4 +1,4 @@
-"""A run as one HTML file: curves, bits per byte by position, a comparison with compressors, a sample tinted by surprise.
+"""A run as one HTML file: curves, bits per byte by position, compressors beside it, a sample tinted by surprise.
 
 In: metrics, an `Evaluation`'s JSON, baselines, and a sample with the bits of each byte. Out: a page that needs nothing
 else, its pictures inline SVG.

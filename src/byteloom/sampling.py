@@ -1,4 +1,4 @@
-"""Logits in, the next ids out: pure functions, applied in the order penalize, temperature, top-k, top-p, min-p, draw."""
+"""Logits in, the next ids out: pure functions, in the order penalty, temperature, top-k, top-p, min-p, draw."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a model costs before it is built: parameters, FLOPs per byte, memory. A config in, numbers out, nothing allocated.
+"""What a model costs before it is built: a config in; parameters, FLOPs per byte and memory out; nothing is allocated.
 
 FLOPs are those of matrix products, two for a multiplication and an addition, as `torch.utils.flop_counter` has them:
 attention over the keys that our code multiplies, masked ones included. A backward pass costs two forward passes.
@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from byteloom.models.multiscale import ModelConfig, Multiscale
+from byteloom.train.optim import is_matrix
 
 BYTES = {"bf16": 2, "fp32": 4}
 
@@ -44,14 +46,14 @@ def stage_costs(config: ModelConfig, context: int | None = None) -> list[StageCo
     padded = -(-context // config.span(0)) * config.span(0)
     costs = []
     for i, stage in enumerate(config.stages):
-        parts = [model.embedders[i], model.stacks[i]]
+        parts: list[nn.Module] = [model.embedders[i], model.stacks[i]]
         weights, per_byte = 0, 0
         for name, parameter in model.stacks[i].named_parameters():
             weights += parameter.numel() if parameter.ndim == 2 and name != "positions" else 0
         for convolution in model.embedders[i].convolutions:
             per_byte += convolution.weight.numel()  # runs over bytes, before they are cut into patches
         if config.projection(i):
-            weights += model.embedders[i].project.weight.numel()
+            weights += config.embed_dim(i) * config.span(i) * stage.dim
         if i < len(model.expanders):
             parts.append(model.expanders[i])
             times = stage.patch_size if stage.expand == "slice" else 1
@@ -112,8 +114,6 @@ def memory(
     parameters = sum(p.numel() for p in model.parameters())
     matrices = 0
     if optimizer == "muon":
-        from byteloom.train.optim import is_matrix
-
         matrices = sum(p.numel() for name, p in model.named_parameters() if is_matrix(name, p))
     state = model.start(batch_size, context)
     tensors = [state.ids, state.logits, *state.parents]

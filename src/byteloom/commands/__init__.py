@@ -28,10 +28,14 @@ def parse(kind: Callable[..., T], argv: Sequence[str], command: str, default: T 
         UsageError: the command line was refused; tyro's boxed message as one line.
     """
     errors = io.StringIO()
-    options = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(kind, args=list(argv), prog=f"byteloom {command}", **options)
+            return tyro.cli(
+                kind,
+                args=list(argv),
+                prog=f"byteloom {command}",
+                default=tyro.MISSING_NONPROP if default is None else default,
+            )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

@@ -79,6 +79,10 @@ def without_budget(config: RunConfig, argv: list[str]) -> TrainConfig:
     budget = ("steps", "max_bytes", "max_seconds")
     if not flags & set(budget):
         return config.train
-    # Any one limit keeps the config valid until tyro puts in what was asked for.
-    given = next(name for name in budget if name in flags)
-    return replace(config.train, **{name: 1 if name == given else None for name in budget})
+    # One limit of any size keeps the config valid until the command line's own is put in.
+    return replace(
+        config.train,
+        steps=1 if "steps" in flags else None,
+        max_bytes=1 if "max_bytes" in flags and "steps" not in flags else None,
+        max_seconds=1.0 if flags & set(budget) == {"max_seconds"} else None,
+    )

@@ -5,7 +5,7 @@ together); `Expander` hands each child its share of what the parent found. Both 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch.nn.functional as F
 from einops import rearrange
@@ -67,7 +67,8 @@ class PatchEmbedder(nn.Module):
         super().__init__()
         self.span = span
         self.table = nn.Embedding(vocab_size, embed_dim)
-        self.convolutions = nn.ModuleList(nn.Conv1d(embed_dim, embed_dim, kernel) for kernel in config.conv_kernels)
+        convolutions = (nn.Conv1d(embed_dim, embed_dim, kernel) for kernel in config.conv_kernels)
+        self.convolutions = cast(list[nn.Conv1d], nn.ModuleList(convolutions))
         self.halo = sum(kernel - 1 for kernel in config.conv_kernels)
         self.norm_in, self.norm_out = nn.Identity(), nn.Identity()
         if config.patch_norm != "none":

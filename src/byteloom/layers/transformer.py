@@ -5,7 +5,7 @@ and `Stack.step` then takes one position a row and costs the weights plus the ca
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -257,7 +257,7 @@ class Stack(nn.Module):
             if rows is None:
                 raise ValueError(f'{type(config).__name__}.max_positions must be set for position "learned"')
             self.positions = nn.Parameter(torch.empty(rows, config.dim))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = cast(list[Block], nn.ModuleList(Block(config) for _ in range(config.num_layers)))
         self.norm = make_norm(config.norm, config.dim, config.norm_eps)
 
     @property
@@ -267,7 +267,8 @@ class Stack(nn.Module):
 
     def index(self, positions: Tensor) -> Tensor:
         """The row of the position tables: within its patch where patches do not see each other."""
-        return positions % self.reach.patch_size if self.reach.isolated else positions
+        size = self.reach.patch_size
+        return positions % size if size is not None and self.reach.isolated else positions
 
     def slopes(self, device: torch.device) -> Tensor | None:
         """ALiBi's slopes (H,), if this stack uses them."""
@@ -311,8 +312,9 @@ class Stack(nn.Module):
     def start(self, batch: int, max_positions: int, dtype: torch.dtype, device: torch.device) -> StackState:
         """An empty state for `batch` rows of at most `max_positions` positions."""
         config = self.config
-        size = max_positions if self.reach.limit is None else min(self.reach.limit, max(max_positions, 1))
-        size = self.reach.limit if self.reach.patch_size is not None else size
+        size, limit = max_positions, self.reach.limit
+        if limit is not None:
+            size = limit if self.reach.patch_size is not None else min(limit, max(max_positions, 1))
         shape = (config.num_layers, batch, size, config.groups, config.width_of_head)
         shifted = (
             torch.zeros(config.num_layers, 2, batch, config.dim // 2, dtype=dtype, device=device)

@@ -9,6 +9,7 @@ position of each stage; `step` costs the finest stage's weights per byte and a c
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -72,9 +73,9 @@ class ModelConfig:
         if self.stages[0].cross_patch:
             raise ValueError("ModelConfig.stages[0].cross_patch is set; the coarsest stage has no patch borders")
         for i, stage in enumerate(self.stages):
-            siblings = self.stages[i - 1].patch_size if i else None
-            isolated = siblings is not None and stage.window is None and not stage.cross_patch
-            if siblings is not None and stage.cross_patch > siblings:
+            siblings = self.siblings(i)
+            isolated = i > 0 and stage.window is None and not stage.cross_patch
+            if i and stage.cross_patch > siblings:
                 raise ValueError(
                     f"ModelConfig.stages[{i}].cross_patch is {stage.cross_patch}; at most the {siblings} of a patch"
                 )
@@ -105,6 +106,10 @@ class ModelConfig:
     def span(self, stage: int) -> int:
         """Bytes that one position of this stage stands for."""
         return prod(s.patch_size or 1 for s in self.stages[stage:]) if stage != -1 else 1
+
+    def siblings(self, stage: int) -> int:
+        """How many positions of this stage share a parent; 0 in the coarsest stage, which has none."""
+        return (self.stages[stage - 1].patch_size or 0) if stage else 0
 
     def embed_dim(self, stage: int) -> int:
         """Width of a byte's vector in this stage's embedder."""
@@ -162,11 +167,13 @@ class Multiscale(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.embedders, self.stacks, self.expanders = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        self.embedders = cast(list[PatchEmbedder], nn.ModuleList())
+        self.stacks = cast(list[Stack], nn.ModuleList())
+        self.expanders = cast(list[Expander], nn.ModuleList())
         self.starts = nn.ParameterList()
         for i, stage in enumerate(config.stages):
-            siblings = config.stages[i - 1].patch_size if i else None
-            if siblings is not None and config.late_parent and stage.patch_size is None:
+            siblings = config.siblings(i)
+            if siblings and config.late_parent and stage.patch_size is None:
                 siblings += 1  # one more, which predicts the first byte of the next patch
             self.embedders.append(
                 PatchEmbedder(
@@ -178,7 +185,7 @@ class Multiscale(nn.Module):
                     projection=config.projection(i),
                 )
             )
-            self.stacks.append(Stack(stage, siblings, stage.cross_patch))
+            self.stacks.append(Stack(stage, siblings or None, stage.cross_patch))
             self.starts.append(nn.Parameter(torch.empty(stage.dim)))
             if stage.patch_size is not None:
                 self.expanders.append(Expander(stage, dim=stage.dim, child_dim=config.stages[i + 1].dim))
@@ -238,7 +245,7 @@ class Multiscale(nn.Module):
         ids = F.pad(
             ids, (0, -length % self.spans[0] + length - ids.shape[1])
         )  # causal: what the padding is cannot matter
-        parent = None
+        parent, h = None, ids
         for i, stack in enumerate(self.stacks):
             h = stack(self.inputs(i, ids, parent))
             parent = self.expanders[i](h) if i < len(self.expanders) else None
@@ -254,7 +261,7 @@ class Multiscale(nn.Module):
         if reach.patch_size is None:
             x = torch.cat((start.expand(content.shape[0], 1, -1), content[:, :-1]), dim=1)
         else:
-            content = rearrange(content, "b (k p) d -> b k p d", p=self.config.stages[stage - 1].patch_size)
+            content = rearrange(content, "b (k p) d -> b k p d", p=self.config.siblings(stage))
             first = start.expand(*content.shape[:2], 1, -1)
             x = torch.cat((first, content), dim=2)[:, :, : reach.patch_size].flatten(1, 2)
         return x if parent is None or self.config.late_parent else x + parent
@@ -287,7 +294,7 @@ class Multiscale(nn.Module):
         for i, stack in enumerate(self.stacks):
             positions = max_length // self.spans[i] + 1
             if i:
-                siblings = self.config.stages[i - 1].patch_size
+                siblings = self.config.siblings(i)
                 parents.append(torch.zeros(batch, siblings, self.config.stages[i].dim, dtype=dtype, device=device))
             stacks.append(stack.start(batch, positions, dtype, device))
         state = State(
@@ -333,7 +340,7 @@ class Multiscale(nn.Module):
         """Run `positions` (N,) of a stage in these rows (N,), both on the host."""
         device = state.ids.device
         stack, longest = self.stacks[stage], int(positions.max())
-        siblings = self.config.stages[stage - 1].patch_size if stage else None
+        siblings = self.config.siblings(stage)
         first = positions == 0 if stack.reach.patch_size is None else positions % siblings == 0
         everywhere = bool(first.all())
         rows, positions, first = (x.to(device) for x in (rows, positions, first))
@@ -341,10 +348,10 @@ class Multiscale(nn.Module):
         late = self.config.late_parent
         if not everywhere:
             content = self.last_content(stage, rows, positions, state)
-            if siblings is not None and late:
+            if siblings and late:
                 content = content + state.parents[stage - 1][rows, (positions - 1) % siblings]
             x = torch.where(first.unsqueeze(-1), x.to(content.dtype), content)
-        if siblings is not None and not late:
+        if siblings and not late:
             x = x + state.parents[stage - 1][rows, positions % siblings]
         if self.is_late(stage):
             positions = positions + positions // siblings  # a patch has one position more
@@ -369,7 +376,7 @@ class Multiscale(nn.Module):
 
     def finish_late(self, state: State) -> None:
         """Where a patch is full, its extra position predicts the first byte of the next one."""
-        stage, siblings = len(self.stacks) - 1, self.config.stages[-2].patch_size
+        stage, siblings = len(self.stacks) - 1, self.config.siblings(len(self.stacks) - 1)
         rows = (state.lengths % siblings == 0).nonzero().flatten()
         if rows.numel() == 0:
             return
@@ -411,16 +418,16 @@ class Multiscale(nn.Module):
         # From this stage on, patches are isolated in all finer stages too, so that the last patch is enough.
         connected = max(i for i, stack in enumerate(self.stacks) if i == 0 or not stack.reach.isolated)
         connected = len(self.stacks) - 1 if self.config.late_parent else connected
-        parent = None
+        parent, h = None, ids
         for i, stack in enumerate(self.stacks):
             place = ends // self.spans[i]
             if i <= connected:
                 x = self.inputs(i, ids, parent)
-                last = place + place // (stack.reach.patch_size - 1) if self.is_late(i) else place
+                last = place + place // self.config.siblings(i) if self.is_late(i) else place
                 h = stack(x, state.stacks[i], last)
                 current = h[rows, last]
             else:
-                siblings = stack.reach.patch_size
+                siblings = self.config.siblings(i)
                 x = self.patch_inputs(i, ids, place // siblings) + state.parents[i - 1]
                 current = stack(x, state.stacks[i], place % siblings)[rows, place % siblings]
             if i < len(self.expanders):
@@ -439,7 +446,7 @@ class Multiscale(nn.Module):
 
     def patch_inputs(self, stage: int, ids: Tensor, patches: Tensor) -> Tensor:
         """The inputs (B, P, D) of one patch (B,) a row of a stage with isolated patches, without the parent's share."""
-        embedder, siblings = self.embedders[stage], self.config.stages[stage - 1].patch_size
+        embedder, siblings = self.embedders[stage], self.config.siblings(stage)
         size = self.spans[stage] * siblings
         places = patches[:, None] * size + torch.arange(-embedder.halo, size, device=ids.device)
         content = embedder(ids.gather(1, places.clamp(min=0)), embedder.halo, places >= 0)

@@ -64,7 +64,7 @@ class ProgressBar:
             disable=not (show and self.console.is_terminal),
             transient=True,
         )
-        self.task = self.bar.add_task("", total=1.0, completed=progress, bits=float("nan"), speed="")
+        self.task = self.bar.add_task("", total=1000, completed=round(1000 * progress), bits=float("nan"), speed="")
 
     def __enter__(self) -> "ProgressBar":
         self.bar.start()
@@ -78,7 +78,7 @@ class ProgressBar:
     def update(self, progress: float, bits_per_byte: float, bytes_per_second: float) -> None:
         """Moves the bar to `progress` in [0, 1]."""
         speed = f"{bytes_per_second / 1e3:.1f} kB/s"
-        self.bar.update(self.task, completed=min(progress, 1.0), bits=bits_per_byte, speed=speed)
+        self.bar.update(self.task, completed=round(1000 * min(progress, 1.0)), bits=bits_per_byte, speed=speed)
 
     def say(self, line: str) -> None:
         """Prints a line above the bar."""

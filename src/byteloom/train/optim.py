@@ -120,8 +120,8 @@ class Optimizers:
         owners = {
             p: optimizer for optimizer, _ in self.peaks for group in optimizer.param_groups for p in group["params"]
         }
-        kinds = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.Muon: {"momentum_buffer"}}
-        expected = {f"{name}:{kind}" for name, p in self.named.items() for kind in kinds[type(owners[p])]}
+        kinds = {"AdamW": ("step", "exp_avg", "exp_avg_sq"), "Muon": ("momentum_buffer",)}
+        expected = {f"{name}:{kind}" for name, p in self.named.items() for kind in kinds[type(owners[p]).__name__]}
         if expected != tensors.keys():
             raise ValueError("the optimizer's state is that of another model or optimizer")
         for key, value in tensors.items():
