@@ -88,9 +88,9 @@ def demo(out: Path, seconds: float = 180.0, seed: int = 0) -> dict[str, Any]:
     write_atomically(out / "report.json", (json.dumps(numbers, indent=1) + "\n").encode())
     html = page(
         title="What byteloom learned in a few minutes",
-        lead=f"A two-stage model of {numbers["parameters"] / 1e6:.1f}M parameters read "
-        f"{trained.progress.bytes / 1e6:.1f} MB of Python source in {trained.progress.seconds:.0f} seconds. The numbers are for {len(held_out)} files "
-        f"({held_out.num_bytes / 1e6:.2f} MB) that it never saw.",
+        lead=f"A two-stage model of {numbers['parameters'] / 1e6:.1f}M parameters read "
+        f"{trained.progress.bytes / 1e6:.1f} MB of Python source in {trained.progress.seconds:.0f} seconds. "
+        f"The numbers are for {len(held_out)} files ({held_out.num_bytes / 1e6:.2f} MB) that it never saw.",
         metrics=trained.metrics,
         evaluation=evaluation,
         baselines=others,
