@@ -39,8 +39,7 @@ def walk(model: Multiscale, ids: torch.Tensor, max_length: int) -> torch.Tensor:
     """Logits (B, T, V) of all positions, one step at a time."""
     state = model.start(ids.shape[0], max_length)
     logits = [state.logits.clone()]
-    for t in range(ids.shape[1] - 1):
-        logits.append(model.step(ids[:, t], state).clone())
+    logits += [model.step(ids[:, t], state).clone() for t in range(ids.shape[1] - 1)]
     return torch.stack(logits, dim=1)
 
 

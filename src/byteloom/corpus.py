@@ -191,7 +191,7 @@ class Corpus:
         length = self.segment_lengths[segments]
         new_begin = np.maximum(begin, starts[rows])
         new_length = np.minimum(begin + length, stops[rows]) - new_begin
-        kept = (new_length > 0) | (length == 0)
+        kept = (new_length > 0) | ((new_length == 0) & (length == 0))
         return dataclasses.replace(
             self,
             names=tuple(self.names[i] for i in documents),

@@ -17,6 +17,8 @@ import grain  # noqa: E402
 from byteloom.documents import PAD  # noqa: E402
 from byteloom.packing import PackedStream  # noqa: E402
 
+EPOCHS = 1 << 30  # without end in practice; grain's endless repetition is longer than len() can say
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderConfig:
@@ -77,7 +79,7 @@ class Loader:
         parts = []
         for number, (stream, _) in enumerate(sources):
             part = grain.MapDataset.source(Windows(stream, config.context)).seed(config.seed + number)
-            parts.append((part.shuffle() if config.shuffle else part).repeat())
+            parts.append((part.shuffle() if config.shuffle else part).repeat(EPOCHS))
         mixed = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, [weight for _, weight in sources])
         options = grain.ReadOptions(num_threads=config.num_threads, prefetch_buffer_size=max(config.num_threads, 0) * 2)
         self._batches = iter(mixed.batch(config.batch_size).to_iter_dataset(options))

@@ -54,7 +54,7 @@ class PackedStream:
             low, high = max(begin + 1, start), min(end, stop)
             if low < high:
                 ids[low - start : high - start] = self.corpus.payload(segment, low - begin - 1, high - begin - 1)
-            is_last = segment + 1 == self.corpus.document_starts[document + 1] if segment >= 0 else end == begin
+            is_last = unit == document + self.corpus.document_starts[document + 1]
             if is_last and start <= end < stop:
                 ids[end - start] = EOS
             unit += 1

@@ -1,0 +1,95 @@
+"""The loader: every window once an epoch, exact state, mixtures."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from test_corpus import text
+
+from byteloom.corpus import Corpus
+from byteloom.loader import Loader, LoaderConfig
+from byteloom.packing import PackedStream
+
+
+def stream_of(size: int, first: int = 0, patch_size: int = 4) -> PackedStream:
+    data = bytes((first + i) % 256 for i in range(size))
+    return PackedStream(Corpus.from_documents([text(data, name="d")]), patch_size)
+
+
+def config(**fields: object) -> LoaderConfig:
+    return LoaderConfig(**{"context": 16, "batch_size": 2, **fields})
+
+
+def test_every_window_comes_once_an_epoch_in_a_new_order() -> None:
+    stream = stream_of(16 * 10 - 8)
+    loader = Loader(config(batch_size=1), [(stream, 1.0)])
+    windows = -(-len(stream) // 16)
+    epochs = [[tuple(next(loader)["ids"][0]) for _ in range(windows)] for _ in range(2)]
+    whole = stream.read(0, len(stream)).tolist()
+    whole += [256] * (-len(whole) % 16)
+    expected = sorted(tuple(whole[i : i + 16]) for i in range(0, len(whole), 16))
+    assert sorted(epochs[0]) == expected == sorted(epochs[1])
+    assert epochs[0] != epochs[1]
+
+
+def test_marks_are_those_in_force_before_a_row() -> None:
+    stream = stream_of(100)
+    loader = Loader(config(shuffle=False), [(stream, 1.0)])
+    batch = next(loader)
+    assert batch["ids"].shape == (2, 16) and batch["ids"].dtype == np.int64
+    assert batch["mark"].tolist() == [stream.mark_at(0), stream.mark_at(16)]
+
+
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_a_state_restores_the_next_batch_exactly(num_threads: int) -> None:
+    sources = [(stream_of(300), 1.0), (stream_of(500, first=7), 2.0)]
+    loader = Loader(config(num_threads=num_threads), sources)
+    for _ in range(23):
+        next(loader)
+    state = json.loads(json.dumps(loader.get_state()))
+    expected = [next(loader) for _ in range(40)]
+    other = Loader(config(num_threads=num_threads), sources)
+    next(other)
+    other.set_state(state)
+    for batch in expected:
+        found = next(other)
+        assert np.array_equal(found["ids"], batch["ids"]) and np.array_equal(found["mark"], batch["mark"])
+
+
+def test_the_order_is_that_of_the_seed_in_every_process() -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import test_loader as t\n"
+        "loader = t.Loader(t.config(seed=5), [(t.stream_of(400), 1.0)])\n"
+        "print([next(loader)['ids'].sum().item() for _ in range(9)])"
+    )
+    folder = __file__.rsplit("/", 1)[0]
+    out = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True).stdout
+    loader = Loader(config(seed=5), [(stream_of(400), 1.0)])
+    assert json.loads(out) == [next(loader)["ids"].sum().item() for _ in range(9)]
+    other = Loader(config(seed=6), [(stream_of(400), 1.0)])
+    assert json.loads(out) != [next(other)["ids"].sum().item() for _ in range(9)]
+
+
+def test_weights_are_the_shares_of_the_mixture() -> None:
+    narrow = PackedStream(Corpus.from_documents([text(b"a" * 200, name="a")]), 4)
+    wide = PackedStream(Corpus.from_documents([text(b"b" * 900, name="b")]), 4)
+    loader = Loader(config(batch_size=8), [(narrow, 1.0), (wide, 3.0)])
+    ids = np.concatenate([next(loader)["ids"] for _ in range(50)])
+    share = (ids == ord("b")).any(1).mean()
+    assert share == pytest.approx(0.75, abs=0.01)
+
+
+def test_a_stream_shorter_than_a_window_repeats() -> None:
+    loader = Loader(config(context=64), [(stream_of(5), 1.0)])
+    assert np.array_equal(next(loader)["ids"][0], next(loader)["ids"][1])
+
+
+def test_bad_configs_are_refused() -> None:
+    for fields, named in (({"context": 0}, "context"), ({"batch_size": 0}, "batch_size"), ({"num_threads": -1}, "num")):
+        with pytest.raises(ValueError, match=named):
+            config(**fields)
+    for sources in ([], [(stream_of(5), 0.0)]):
+        with pytest.raises(ValueError, match="weight"):
+            Loader(config(), sources)
