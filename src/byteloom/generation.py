@@ -93,6 +93,8 @@ def stream(
     stops = [stop] if isinstance(stop, bytes) else list(stop)
     if any(not end for end in stops):
         raise ValueError("an empty stop sequence would stop before the first byte; leave it out")
+    if not ids:
+        return iter(())
     return _steps(model.eval(), ids, limit, max_bytes, sampling or SamplingConfig(), seed, stops, valid_utf8)
 
 
@@ -159,7 +161,7 @@ def _prefill(model: Multiscale, prompts: list[Tensor], context: int) -> State:
     """A state that has read these ids, one tensor (T,) a row."""
     device = model.starts[0].device
     lengths = torch.tensor([len(ids) for ids in prompts])
-    state = model.start(len(prompts), min(context + 1, model.config.max_length or context + 1))
+    state = model.start(len(prompts), context)
     padded = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True) if int(lengths.max()) else None
     if padded is not None:
         model.prefill(padded.to(device), lengths, state)

@@ -343,6 +343,8 @@ class Multiscale(nn.Module):
         siblings = self.config.siblings(stage)
         first = positions == 0 if stack.reach.patch_size is None else positions % siblings == 0
         everywhere = bool(first.all())
+        # With late parents a patch's first byte was predicted by the patch before, save in the first patch.
+        kept = ((positions == 0) | ~first).nonzero().flatten().to(device)
         rows, positions, first = (x.to(device) for x in (rows, positions, first))
         x = self.starts[stage].expand(rows.shape[0], -1)
         late = self.config.late_parent
@@ -360,9 +362,8 @@ class Multiscale(nn.Module):
         if stage < len(self.expanders):
             share = self.expanders[stage](h.unsqueeze(1))
             state.parents[stage][rows] = share.to(state.parents[stage].dtype)
-        elif late:  # a patch's first byte was predicted by the patch before, save in the first patch
-            keep = (positions == 0) | ~first
-            state.logits[rows[keep]] = self.logits(h[keep]).to(state.logits.dtype)
+        elif late:
+            state.logits[rows[kept]] = self.logits(h[kept]).to(state.logits.dtype)
         else:
             state.logits[rows] = self.logits(h).to(state.logits.dtype)
 

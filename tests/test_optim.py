@@ -1,0 +1,77 @@
+"""Optimizers: who updates what, the schedule, and state that goes out and comes back."""
+
+import math
+
+import pytest
+import torch
+from test_multiscale import TWO, random_ids
+
+from byteloom.models.multiscale import Multiscale
+from byteloom.train.optim import OptimConfig, Optimizers, is_matrix, learning_rate_at
+
+
+def test_muon_takes_the_matrices_inside_and_adamw_the_rest() -> None:
+    model = Multiscale(TWO)
+    muon = {name for name, p in model.named_parameters() if is_matrix(name, p)}
+    assert "stacks.0.blocks.1.mlp.up.weight" in muon and "expanders.0.project.weight" in muon
+    assert not {name for name in muon if "table" in name or "norm" in name or "start" in name}
+    optimizers = Optimizers(model, OptimConfig())
+    held = [p for optimizer, _ in optimizers.peaks for group in optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in model.parameters()} and len(held) == len(set(map(id, held)))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])
+def test_schedules_rise_and_fall(schedule: str) -> None:
+    config = OptimConfig(schedule=schedule, warmup=0.1, final=0.05)
+    assert learning_rate_at(0.0, config) == 0.0
+    assert learning_rate_at(0.05, config) == pytest.approx(0.5)
+    assert learning_rate_at(0.1, config) == pytest.approx(1.0)
+    end = 1.0 if schedule == "constant" else 0.05
+    assert learning_rate_at(1.0, config) == learning_rate_at(1.5, config) == pytest.approx(end)
+    values = [learning_rate_at(0.1 + 0.9 * i / 50, config) for i in range(51)]
+    assert values == sorted(values, reverse=True)
+    if schedule == "cosine":
+        assert learning_rate_at(0.55, config) == pytest.approx(0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi / 2)))
+    if schedule == "wsd":
+        assert learning_rate_at(0.8, config) == 1.0
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_state_goes_out_and_comes_back_exactly(name: str) -> None:
+    torch.manual_seed(0)
+    config, ids = OptimConfig(optimizer=name, weight_decay=0.1), random_ids(2, 16)
+    model = Multiscale(TWO)
+    optimizers = Optimizers(model, config)
+
+    def update(model: Multiscale, optimizers: Optimizers) -> None:
+        model.loss(ids).nats.backward()
+        optimizers.step(0.5)
+
+    update(model, optimizers)
+    twin = Multiscale(TWO)
+    twin.load_state_dict(model.state_dict())
+    other = Optimizers(twin, config)
+    other.load_tensors(optimizers.tensors())
+    for _ in range(2):
+        update(model, optimizers)
+        update(twin, other)
+    for a, b in zip(model.parameters(), twin.parameters()):
+        assert torch.equal(a, b)
+    wrong = Optimizers(Multiscale(TWO), OptimConfig(optimizer="adamw" if name == "muon" else "muon"))
+    with pytest.raises(ValueError, match="another model or optimizer"):
+        wrong.load_tensors(optimizers.tensors())
+
+
+def test_gradients_are_clipped_and_cleared() -> None:
+    model = Multiscale(TWO)
+    (1000 * model.loss(random_ids(2, 16)).nats).backward()
+    norm = Optimizers(model, OptimConfig(clip=1.0)).step(0.5)
+    assert float(norm) > 1 and all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "fields", [{"learning_rate": 0.0}, {"clip": -1.0}, {"warmup": 2.0}, {"final": -0.1}, {"betas": (1.0, 0.9)}]
+)
+def test_senseless_settings_are_refused_by_name(fields: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        OptimConfig(**fields)

@@ -1,0 +1,111 @@
+"""Analytic costs against torch's own counters."""
+
+import configs
+import pytest
+import torch
+from hypothesis import given, settings
+from test_multiscale import ONE, THREE, TWO
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from byteloom.models.multiscale import ModelConfig, Multiscale, StageConfig
+from byteloom.sizing import describe, memory, stage_costs
+from byteloom.train.optim import OptimConfig, Optimizers
+
+DEFAULT = ModelConfig(
+    stages=(
+        StageConfig(dim=128, num_layers=2, num_heads=2, patch_size=4),
+        StageConfig(dim=64, num_layers=2, num_heads=1, window=32),
+    ),
+    context=512,
+)
+PAPER = ModelConfig(
+    stages=(
+        StageConfig(
+            dim=128, num_layers=2, num_heads=2, patch_size=8, expand="slice", norm="layer", position="learned",
+            max_positions=64, mlp="relu", mlp_bias=True, attention_bias=True,
+        ),
+        StageConfig(dim=64, num_layers=2, num_heads=2, position="learned", mlp="relu"),
+    ),
+    context=512,
+)  # fmt: skip
+EXTENDED = ModelConfig(
+    stages=(
+        StageConfig(dim=128, num_layers=2, num_heads=4, num_kv_heads=2, patch_size=4, conv_kernels=(3, 5, 7)),
+        StageConfig(dim=64, num_layers=2, num_heads=2, patch_size=4, cross_patch=2),
+        StageConfig(dim=64, num_layers=1, num_heads=2, mlp="swiglu"),
+    ),
+    context=512,
+    tied_head=False,
+)
+
+
+@pytest.mark.parametrize("config", [DEFAULT, PAPER, EXTENDED, ONE, TWO, THREE])
+@pytest.mark.parametrize("context", [512, 30])
+def test_flops_agree_with_torchs_counter(config: ModelConfig, context: int) -> None:
+    context = min(context, config.context)
+    model = Multiscale(config)
+    ids = torch.zeros(2, context, dtype=torch.long)
+    costs = stage_costs(config, context)
+    # The counter knows products of matrices, not the fused attention of CPUs.
+    with sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as counter:
+            model.loss(ids)
+        forward = counter.get_total_flops() / ids.numel()
+        with FlopCounterMode(display=False) as counter:
+            model.loss(ids).nats.backward()
+        training = counter.get_total_flops() / ids.numel()
+        model.requires_grad_(False)
+        with FlopCounterMode(display=False) as counter:
+            state = model.start(1, context)
+            for _ in range(context - 1):
+                model.step(ids[0, :1], state)
+        generation = counter.get_total_flops() / context
+    assert sum(cost.flops for cost in costs) == pytest.approx(forward, rel=0.01)
+    assert 3 * sum(cost.flops for cost in costs) == pytest.approx(training, rel=0.01)
+    assert sum(cost.generation_flops for cost in costs) == pytest.approx(generation, rel=0.01 if context > 100 else 0.1)
+
+
+@settings(max_examples=40)
+@given(config=configs.models())
+def test_parameters_and_caches_are_exact(config: ModelConfig) -> None:
+    model = Multiscale(config)
+    assert sum(cost.parameters for cost in stage_costs(config)) == sum(p.numel() for p in model.parameters())
+    state = model.start(2, config.context)
+    held = [state.ids, state.logits, *state.parents]
+    for stack in state.stacks:
+        held += [stack.keys, stack.values, *(stack.rope or ())] + ([] if stack.shifted is None else [stack.shifted])
+    assert memory(config, batch_size=2)["caches"] == sum(tensor.nbytes for tensor in held)
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_the_optimizers_memory_is_what_it_holds(name: str) -> None:
+    model = Multiscale(TWO)
+    optimizers = Optimizers(model, OptimConfig(optimizer=name))
+    model.loss(torch.zeros(1, 8, dtype=torch.long)).nats.backward()
+    optimizers.step(0.5)
+    held = sum(tensor.nbytes for key, tensor in optimizers.tensors().items() if not key.endswith(":step"))
+    assert memory(TWO, optimizer=name)["optimizer"] == held
+
+
+def test_activations_are_what_autograd_keeps() -> None:
+    model = Multiscale(DEFAULT)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model.loss(torch.zeros(2, 512, dtype=torch.long))
+    found = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert memory(DEFAULT, batch_size=2, precision="fp32")["activations"] == pytest.approx(found, rel=0.02)
+
+
+def test_a_description_is_whole() -> None:
+    numbers = describe(TWO, batch_size=3)
+    assert numbers["parameters"] == sum(stage["cost"]["parameters"] for stage in numbers["stages"])
+    assert numbers["flops_per_byte"]["training"] == 3 * numbers["flops_per_byte"]["forward"]
+    assert [stage["span"] for stage in numbers["stages"]] == [4, 1]
