@@ -30,8 +30,10 @@ PROMPT = 'def read_lines(path, encoding="utf-8"):\n    """'
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "turtledemo", "__pycache__"}
 
 
-def demo(out: Path, seconds: float = 180.0, seed: int = 0) -> dict[str, Any]:
+def demo(out: Path, seconds: float = 180.0, seed: int = 0, held_out_bytes: int | None = None) -> dict[str, Any]:
     """Trains, evaluates, writes and reports; returns what report.json holds.
+
+    `held_out_bytes` measures on the first so many bytes of the unseen files alone.
 
     Raises:
         DataError: the interpreter has no source files.
@@ -41,6 +43,7 @@ def demo(out: Path, seconds: float = 180.0, seed: int = 0) -> dict[str, Any]:
     clear(out)
     corpus = standard_library()
     train_corpus, held_out = split(corpus)
+    held_out = held_out if held_out_bytes is None else held_out.head(held_out_bytes)
     note(
         f"byteloom learns Python from the source of Python {sys.version.split()[0]}: {len(corpus)} files, "
         f"{corpus.num_bytes / 1e6:.1f} MB.\nIt sees {len(train_corpus)} files for {seconds:.0f} seconds, byte by byte, "

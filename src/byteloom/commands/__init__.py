@@ -4,6 +4,7 @@ A new command is a new file here. The first line of its docstring is what `bytel
 """
 
 import contextlib
+import functools
 import io
 import json
 import re
@@ -21,8 +22,18 @@ class UsageError(Exception):
     """The command line makes no sense; exit code 2."""
 
 
+def call(function: Callable[..., T], argv: Sequence[str], command: str) -> T:
+    """Calls a function with what the command line says about its arguments. Raises UsageError as `parse`."""
+
+    @functools.wraps(function)
+    def later(*args: Any, **kwargs: Any) -> Any:
+        return functools.partial(function, *args, **kwargs)
+
+    return parse(later, argv, command)()
+
+
 def parse(kind: Callable[..., T], argv: Sequence[str], command: str, default: T | None = None) -> T:
-    """Calls `kind`, a dataclass or a function, with what the command line says.
+    """What `kind`, such as a dataclass, makes of the command line.
 
     Raises:
         UsageError: the command line was refused; tyro's boxed message as one line.
@@ -36,6 +47,8 @@ def parse(kind: Callable[..., T], argv: Sequence[str], command: str, default: T 
                 prog=f"byteloom {command}",
                 default=tyro.MISSING_NONPROP if default is None else default,
             )
+    except ValueError as error:  # a config refused what it was given
+        raise UsageError(str(error)) from error
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from byteloom.commands import parse, write_report
+from byteloom.commands import call, write_report
 from byteloom.demo import demo
 
 
 def main(argv: list[str]) -> None:
     """Runs the command."""
-    parse(run, argv, "demo")
+    call(run, argv, "demo")
 
 
 def run(out: Path = Path("runs/demo"), seconds: float = 180.0, seed: int = 0, json: str | None = None) -> None:

@@ -7,7 +7,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from byteloom.commands import parse, write_report
+from byteloom.commands import call, write_report
 from byteloom.evaluation import baselines, evaluate
 from byteloom.models.store import load
 from byteloom.shards import open_data
@@ -15,7 +15,7 @@ from byteloom.shards import open_data
 
 def main(argv: list[str]) -> None:
     """Runs the command."""
-    parse(run, argv, "evaluate")
+    call(run, argv, "evaluate")
 
 
 def run(
@@ -27,7 +27,7 @@ def run(
     batch_size: int | None = None,
     max_bytes: int | None = None,
     modality: str | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     baseline: bool = True,
     json: str | None = None,
 ) -> None:
@@ -41,7 +41,7 @@ def run(
         batch_size: Windows at once.
         max_bytes: Measure only about the first so many bytes.
         modality: Read every file as this one; by default each by its name and content.
-        device: Where to run: "cpu" or "cuda".
+        device: Where to run: "cpu", "cuda", or "auto" for CUDA where there is one.
         baseline: Also compress the same bytes with the four compressors.
         json: Write all numbers as JSON to this file, or to stdout with "-".
     """

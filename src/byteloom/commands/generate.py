@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from byteloom.commands import UsageError, parse
+from byteloom.commands import UsageError, call
 from byteloom.generation import prompt_ids, stream
 from byteloom.models.store import load, read_run, write_atomically
 from byteloom.sampling import SamplingConfig
@@ -13,7 +13,7 @@ from byteloom.sampling import SamplingConfig
 
 def main(argv: list[str]) -> None:
     """Runs the command."""
-    parse(run, argv, "generate")
+    call(run, argv, "generate")
 
 
 def run(
@@ -33,7 +33,7 @@ def run(
     echo: bool = True,
     modality: str | None = None,
     context: int | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     out: Path | None = None,
 ) -> None:
     """Continue a prompt, byte by byte, to the terminal or a file.
@@ -54,7 +54,7 @@ def run(
         echo: Write the prompt before its continuation.
         modality: What the prompt is marked as; default: what the model learned, text first.
         context: Ids that the model sees at once; default: as trained.
-        device: Where to run: "cpu" or "cuda".
+        device: Where to run: "cpu", "cuda", or "auto" for CUDA where there is one.
         out: Write to this file instead of stdout.
     """
     if prompt is not None and prompt_file is not None:

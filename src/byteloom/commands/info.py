@@ -7,14 +7,14 @@ from rich.console import Console
 from rich.table import Table
 
 from byteloom import recipes
-from byteloom.commands import UsageError, parse, write_report
+from byteloom.commands import UsageError, call, write_report
 from byteloom.models.store import read_model_config
 from byteloom.sizing import describe
 
 
 def main(argv: list[str]) -> None:
     """Runs the command."""
-    parse(run, argv, "info")
+    call(run, argv, "info")
 
 
 def run(

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import tyro
 
-from byteloom.commands import note, parse, write_report
+from byteloom.commands import call, note, write_report
 from byteloom.shards import prepare
 
 
 def main(argv: list[str]) -> None:
     """Runs the command."""
-    parse(run, argv, "prepare")
+    call(run, argv, "prepare")
 
 
 def run(

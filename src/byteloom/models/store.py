@@ -49,15 +49,31 @@ def save(model: Multiscale, folder: str | PathLike[str], run: Mapping[str, Any] 
     write_json(folder / "config.json", config)
 
 
+def pick_device(name: torch.device | str) -> torch.device:
+    """The device of that name; "auto" is CUDA where there is one, else the CPU. Raises ValueError where it is not."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device {name!r} is unknown; say cpu, cuda or auto") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name!r} is not there: torch finds {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
 def load(
     folder: str | PathLike[str], device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> Multiscale:
     """The model in a folder that `save` or `byteloom train` wrote, in evaluation mode.
 
+    `device` may be "auto", which is CUDA where there is one.
+
     Raises:
+        ValueError: the device is unknown or not there.
         CheckpointError: the folder is no model, is damaged, or its config does not match its weights.
     """
-    folder = Path(folder)
+    folder, device = Path(folder), pick_device(device)
     config = read_model_config(folder)
     weights = read_tensors(folder / "model.safetensors", device)
     with torch.device("meta"):

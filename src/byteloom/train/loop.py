@@ -23,7 +23,7 @@ from byteloom.evaluation import evaluate
 from byteloom.loader import Loader, LoaderConfig
 from byteloom.losses import bits_per_byte
 from byteloom.models.multiscale import ModelConfig, Multiscale
-from byteloom.models.store import CheckpointError, load_weights, read_model_config, read_tensors
+from byteloom.models.store import CheckpointError, load_weights, pick_device, read_model_config, read_tensors
 from byteloom.packing import PackedStream
 from byteloom.shards import open_data
 from byteloom.train.checkpoint import (
@@ -170,8 +170,7 @@ def train(
     )
     valid_stream = PackedStream(valid_corpus, span)
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = device if settings.device == "auto" else torch.device(settings.device)
+    device = pick_device(settings.device)
     with deterministic(settings.deterministic):
         torch.manual_seed(settings.seed)
         model = Multiscale(config.model).to(device)
