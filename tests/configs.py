@@ -3,7 +3,8 @@
 import torch
 from hypothesis import strategies as st
 
-from byteloom.models.multiscale import ModelConfig, Multiscale, StageConfig
+from byteloom.models.config import ModelConfig, StageConfig
+from byteloom.models.multiscale import Multiscale
 
 VARIED_STAGE = {
     "dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "position", "rope_base", "max_positions", "norm",

@@ -16,7 +16,8 @@ from test_multiscale import BY_STAGES, THREE, TWO
 
 from byteloom.corpus import Corpus
 from byteloom.evaluation import baselines, evaluate, plan
-from byteloom.models.multiscale import ModelConfig, Multiscale, StageConfig
+from byteloom.models.config import ModelConfig, StageConfig
+from byteloom.models.multiscale import Multiscale
 from byteloom.packing import PackedStream
 
 METHODS = ["basic", "sliding", "strided", "sliding-strided"]

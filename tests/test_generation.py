@@ -11,7 +11,7 @@ from test_multiscale import BY_STAGES, ONE
 from byteloom import codecs
 from byteloom.documents import Document, Segment
 from byteloom.generation import generate, prompt_ids, stream
-from byteloom.models.multiscale import ModelConfig, StageConfig
+from byteloom.models.config import ModelConfig, StageConfig
 from byteloom.sampling import SamplingConfig
 
 GREEDY = SamplingConfig(temperature=0)

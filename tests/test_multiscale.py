@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from byteloom.models.multiscale import ModelConfig, Multiscale, StageConfig
+from byteloom.models.config import ModelConfig, StageConfig
+from byteloom.models.multiscale import Multiscale
 
 TWO = ModelConfig(
     stages=(

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from byteloom.models.multiscale import ModelConfig, Multiscale, StageConfig
+from byteloom.models.config import ModelConfig, StageConfig
+from byteloom.models.multiscale import Multiscale
 
 PAD = 319
 """The listing's pad is an id with an embedding like any other; here one that the data do not use."""

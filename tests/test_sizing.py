@@ -8,7 +8,8 @@ from test_multiscale import ONE, THREE, TWO
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from byteloom.models.multiscale import ModelConfig, Multiscale, StageConfig
+from byteloom.models.config import ModelConfig, StageConfig
+from byteloom.models.multiscale import Multiscale
 from byteloom.sizing import describe, memory, stage_costs
 from byteloom.train.optim import OptimConfig, Optimizers
 

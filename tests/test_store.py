@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from safetensors.torch import load_file, save_file
 from test_multiscale import THREE, TWO, random_ids
 
-from byteloom.models.multiscale import ModelConfig, Multiscale
+from byteloom.models.config import ModelConfig
+from byteloom.models.multiscale import Multiscale
 from byteloom.models.store import CheckpointError, load, read_run, save
 
 

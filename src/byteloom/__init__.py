@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from byteloom.documents import Document, Segment
     from byteloom.evaluation import evaluate
     from byteloom.generation import generate
-    from byteloom.models.multiscale import ModelConfig, Multiscale, StageConfig
+    from byteloom.models.config import ModelConfig, StageConfig
+from byteloom.models.multiscale import Multiscale
     from byteloom.models.store import load, save
 
 __version__ = "0.1.0"
@@ -20,8 +21,8 @@ __all__ = ["Document", "ModelConfig", "Multiscale", "Segment", "StageConfig", "e
 _HOMES = {
     "Document": "documents",
     "Segment": "documents",
-    "ModelConfig": "models.multiscale",
-    "StageConfig": "models.multiscale",
+    "ModelConfig": "models.config",
+    "StageConfig": "models.config",
     "Multiscale": "models.multiscale",
     "evaluate": "evaluation",
     "generate": "generation",

@@ -6,7 +6,7 @@
 import difflib
 from collections.abc import Callable
 
-from byteloom.models.multiscale import ModelConfig, StageConfig
+from byteloom.models.config import ModelConfig, StageConfig
 from byteloom.train.loop import RunConfig, TrainConfig
 from byteloom.train.optim import OptimConfig
 

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from byteloom.models.multiscale import ModelConfig, Multiscale
+from byteloom.models.config import ModelConfig
+from byteloom.models.multiscale import Multiscale
 from byteloom.train.optim import is_matrix
 
 BYTES = {"bf16": 2, "fp32": 4}

@@ -8,7 +8,7 @@ import tyro
 
 from byteloom import recipes
 from byteloom.commands import UsageError, parse, write_report
-from byteloom.models.multiscale import ModelConfig
+from byteloom.models.config import ModelConfig
 from byteloom.train.loop import RunConfig, TrainConfig, train
 from byteloom.train.optim import OptimConfig
 

@@ -8,7 +8,6 @@ position of each stage; `step` costs the finest stage's weights per byte and a c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import cast
 
 import torch
@@ -16,122 +15,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from byteloom.layers.patching import Expander, PatchConfig, PatchEmbedder
-from byteloom.layers.transformer import BlockConfig, Stack, StackState, autocast_dtype
+from byteloom.layers.patching import Expander, PatchEmbedder
+from byteloom.layers.transformer import Stack, StackState, autocast_dtype
 from byteloom.losses import Loss, cross_entropy, summed_loss
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageConfig(BlockConfig, PatchConfig):
-    """One stage: its layers, how bytes come into it, and how vectors go out to the next finer stage."""
-
-    cross_patch: int = 0
-    """Attention also sees the last so many positions of the patch before (finer stages only)."""
-
-    def __post_init__(self) -> None:
-        BlockConfig.__post_init__(self)
-        self.check_patches(self.dim)
-        if self.cross_patch < 0:
-            raise ValueError(f"StageConfig.cross_patch is {self.cross_patch}; it must be at least 0")
-        if self.cross_patch and self.window is not None:
-            raise ValueError("StageConfig.cross_patch and window are two reaches across patch borders; set one of them")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """A whole model: its stages, coarsest first, and what they share."""
-
-    stages: tuple[StageConfig, ...]
-    """The stages, coarsest first; one alone is a plain decoder-only Transformer."""
-    vocab_size: int = 320
-    """Number of ids: 256 bytes, 64 reserved, then the codec tokens."""
-    context: int = 8192
-    """Ids in a sequence that the model is meant for: the default of training, evaluation and generation."""
-    tied_head: bool = True
-    """Logits through the transposed byte table of the finest stage; else through a matrix of their own."""
-    head_bias: bool = False
-    """A bias on the logits."""
-    logit_cap: float | None = None
-    """Squash logits softly into (-cap, cap): cap * tanh(logits / cap)."""
-    init_std: float = 0.02
-    """Standard deviation of the truncated normal that weights start from, cut at 2 sigma (paper: 0.006)."""
-    late_parent: bool = False
-    """Add a parent's vector one position late, and predict a patch's first byte from the patch before, as
-    megabyte-pytorch does. For imported weights only: it hides the newest patch from that byte."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.stages, tuple):
-            object.__setattr__(self, "stages", tuple(self.stages))
-        if not self.stages:
-            raise ValueError("ModelConfig.stages is empty; a model has at least one stage")
-        *coarse, finest = self.stages
-        for i, stage in enumerate(coarse):
-            if stage.patch_size is None:
-                raise ValueError(f"ModelConfig.stages[{i}].patch_size is not set; only the finest stage has none")
-        if finest.patch_size is not None:
-            raise ValueError(f"ModelConfig.stages[{len(coarse)}].patch_size is set; the finest stage has none")
-        if self.stages[0].cross_patch:
-            raise ValueError("ModelConfig.stages[0].cross_patch is set; the coarsest stage has no patch borders")
-        for i, stage in enumerate(self.stages):
-            siblings = self.siblings(i)
-            isolated = i > 0 and stage.window is None and not stage.cross_patch
-            if i and stage.cross_patch > siblings:
-                raise ValueError(
-                    f"ModelConfig.stages[{i}].cross_patch is {stage.cross_patch}; at most the {siblings} of a patch"
-                )
-            if stage.position == "learned" and stage.max_positions is None and not isolated:
-                raise ValueError(f'ModelConfig.stages[{i}].max_positions must be set for position "learned"')
-            if self.projection(i) is False and self.embed_dim(i) * self.span(i) != stage.dim:
-                raise ValueError(
-                    f"ModelConfig.stages[{i}] has no projection, so {self.span(i)} bytes x embed_dim "
-                    f"{self.embed_dim(i)} must be its dim {stage.dim}"
-                )
-        if self.tied_head and (self.embed_dim(-1) != finest.dim):
-            raise ValueError("ModelConfig.tied_head needs the finest stage's embed_dim to be its dim")
-        if self.vocab_size < 1:
-            raise ValueError(f"ModelConfig.vocab_size is {self.vocab_size}; it must be at least 1")
-        if self.context < 1:
-            raise ValueError(f"ModelConfig.context is {self.context}; it must be at least 1")
-        if self.logit_cap is not None and self.logit_cap <= 0:
-            raise ValueError(f"ModelConfig.logit_cap is {self.logit_cap}; it must be above 0, or None")
-        if self.init_std <= 0:
-            raise ValueError(f"ModelConfig.init_std is {self.init_std}; it must be above 0")
-        if self.late_parent and (len(self.stages) == 1 or any(s.window or s.cross_patch for s in self.stages[1:])):
-            raise ValueError("ModelConfig.late_parent needs two stages or more, with isolated patches")
-        if self.max_length is not None and self.context > self.max_length:
-            raise ValueError(
-                f"ModelConfig.context is {self.context}, but the learned positions end at {self.max_length} bytes"
-            )
-
-    def span(self, stage: int) -> int:
-        """Bytes that one position of this stage stands for."""
-        return prod(s.patch_size or 1 for s in self.stages[stage:]) if stage != -1 else 1
-
-    def siblings(self, stage: int) -> int:
-        """How many positions of this stage share a parent; 0 in the coarsest stage, which has none."""
-        return (self.stages[stage - 1].patch_size or 0) if stage else 0
-
-    def embed_dim(self, stage: int) -> int:
-        """Width of a byte's vector in this stage's embedder."""
-        config = self.stages[stage]
-        return config.embed_dim or (config.dim if self.span(stage) == 1 else max(16, config.dim // self.span(stage)))
-
-    def projection(self, stage: int) -> bool:
-        """Whether this stage's embedder has a matrix after the concatenation."""
-        config = self.stages[stage]
-        if config.projection is not None:
-            return config.projection
-        return config.patch_norm != "none" or self.embed_dim(stage) * self.span(stage) != config.dim
-
-    @property
-    def max_length(self) -> int | None:
-        """The most bytes that learned positions allow; None: no limit."""
-        limits = [
-            stage.max_positions * self.span(i)
-            for i, stage in enumerate(self.stages)
-            if stage.max_positions is not None and (i == 0 or stage.window is not None or stage.cross_patch)
-        ]
-        return min(limits, default=None)
+from byteloom.models.config import ModelConfig
 
 
 @dataclass

@@ -23,7 +23,8 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from byteloom import __version__
-from byteloom.models.multiscale import ModelConfig, Multiscale
+from byteloom.models.config import ModelConfig
+from byteloom.models.multiscale import Multiscale
 
 MAX_CONFIG_BYTES = 16 << 20
 

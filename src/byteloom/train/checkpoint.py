@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from byteloom.models.multiscale import ModelConfig, Multiscale
+from byteloom.models.config import ModelConfig
+from byteloom.models.multiscale import Multiscale
 from byteloom.models.store import (
     CheckpointError,
     config_from_dict,

@@ -22,7 +22,8 @@ from byteloom.documents import PAD
 from byteloom.evaluation import evaluate
 from byteloom.loader import Loader, LoaderConfig
 from byteloom.losses import bits_per_byte
-from byteloom.models.multiscale import ModelConfig, Multiscale
+from byteloom.models.config import ModelConfig
+from byteloom.models.multiscale import Multiscale
 from byteloom.models.store import CheckpointError, load_weights, pick_device, read_model_config, read_tensors
 from byteloom.packing import PackedStream
 from byteloom.shards import open_data
