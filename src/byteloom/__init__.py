@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from byteloom.evaluation import evaluate
     from byteloom.generation import generate
     from byteloom.models.config import ModelConfig, StageConfig
-from byteloom.models.multiscale import Multiscale
+    from byteloom.models.multiscale import Multiscale
     from byteloom.models.store import load, save
 
 __version__ = "0.1.0"
