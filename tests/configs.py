@@ -33,7 +33,7 @@ def models(draw: st.DrawFn, late_parent: bool | None = None) -> ModelConfig:
             span *= size
         finest = i == num_stages - 1
         num_heads = draw(st.sampled_from([1, 2, 4]))
-        position = draw(st.sampled_from(["rope", "learned", "alibi", "none"]))
+        position = draw(st.sampled_from(["rope", "learned", "rope+learned", "alibi", "none"]))
         fields: dict[str, object] = {
             "num_layers": draw(st.integers(1, 2)),
             "num_heads": num_heads,
@@ -73,13 +73,13 @@ def models(draw: st.DrawFn, late_parent: bool | None = None) -> ModelConfig:
             fields["embed_bias"] = draw(st.booleans()) or fields["patch_norm"] != "none"
             fields["projection"] = True if fields["embed_bias"] else None
         fields["dim"] = dim
-        if position == "learned":
+        if position in ("learned", "rope+learned"):
             fields["max_positions"] = CONTEXT + 2
         if draw(st.integers(0, 2)) == 0 and not (late and i):
             fields["window"] = draw(st.sampled_from([1, 3, 8]))
         elif i and not late and draw(st.booleans()):
             fields["cross_patch"] = draw(st.integers(1, patch_sizes[i - 1]))
-        if fields["position"] == "rope" and fields["head_dim"] is None and (dim // num_heads) % 2:
+        if position in ("rope", "rope+learned") and fields["head_dim"] is None and (dim // num_heads) % 2:
             fields["head_dim"] = 6
         if dim % 2:
             fields["token_shift"] = False

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from MEGABYTE_pytorch import MEGABYTE
 from test_corpus import folder_of
 from test_loop import TEXT
 from test_multiscale import TWO
 
 from byteloom import cli
 from byteloom.commands import one_line
+from byteloom.models.config import ModelConfig, StageConfig
 from byteloom.models.multiscale import Multiscale
 from byteloom.models.store import save
 
@@ -78,7 +80,39 @@ def test_the_whole_way_from_files_to_bytes(tmp_path: Path) -> None:
     assert len((tmp_path / "o").read_bytes()) <= 9
 
 
-@pytest.mark.parametrize("command", ["demo", "evaluate", "generate", "info", "prepare", "train"])
+def test_weights_come_in_and_go_out(tmp_path: Path, capsys: pytest.CaptureFixture[str], model: Path) -> None:
+    options = {"num_tokens": 259, "dim": [32, 16], "depth": [1, 1], "max_seq_len": [8, 4], "heads": 1, "dim_head": 8}
+    tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    torch.save(MEGABYTE(**tuples).state_dict(), tmp_path / "peer.pt")
+    source = ["import", "megabyte-pytorch", tmp_path / "peer.pt"]
+    out, _ = byteloom(*source, "--config", json.dumps(options), tmp_path / "peer")
+    assert "in 2 stages" in out
+    stage = StageConfig(dim=16, num_layers=1, num_heads=2, mlp="swiglu", qk_norm=False)
+    save(Multiscale(ModelConfig(stages=(stage,), context=32)), tmp_path / "one")
+    byteloom("export", tmp_path / "one", tmp_path / "llama", "--format", "llama")
+    byteloom("import", "llama", tmp_path / "llama", tmp_path / "back")
+    byteloom("export", model, tmp_path / "copy")
+    for args, code, expected in (
+        ([*source, tmp_path / "other"], 2, "--config"),
+        ([*source, tmp_path / "other", "--config", "{"], 2, "not JSON"),
+        ([*source, tmp_path / "other", "--config", '{"dim": 3}'], 2, "num_tokens is missing"),
+        ([*source, tmp_path / "peer", "--config", json.dumps(options)], 1, "holds a model already"),
+        (
+            ["import", "megabyte-pytorch", tmp_path / "no.pt", tmp_path / "x", "--config", json.dumps(options)],
+            1,
+            "no.pt",
+        ),
+        (["import", "gpt", model, tmp_path / "other"], 2, "gpt"),
+        (["import", "llama", model, tmp_path / "other"], 1, "model_type"),
+        (["export", model, tmp_path / "other", "--format", "llama"], 1, "more than one stage"),
+        (["export", model, tmp_path / "copy"], 1, "holds a model already"),
+    ):
+        found, line = refused(capsys, *args)
+        assert found == code and expected in line, line
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("command", cli.command_names())
 def test_every_command_explains_every_option(command: str) -> None:
     out, _ = byteloom(command, "--help")
     assert "usage: byteloom " + command in out

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from byteloom.layers.attention import Reach, alibi_slopes, attend, attend_cached, bias_between
 
-Position = Literal["rope", "learned", "alibi", "none"]
+Position = Literal["rope", "learned", "rope+learned", "alibi", "none"]
 Norm = Literal["rms", "layer"]
 MLPKind = Literal["relu", "gelu", "relu2", "swiglu"]
 
@@ -40,11 +40,11 @@ class BlockConfig:
     head_dim: int | None = None
     """Width of a head; None: dim / num_heads."""
     position: Position = "rope"
-    """How positions are told apart: rotary, a learned table, ALiBi's linear bias, or not at all."""
+    """How positions are told apart: rotary, a learned table, both, ALiBi's linear bias, or not at all."""
     rope_base: float = 10000.0
     """Base of the rotary frequencies."""
     max_positions: int | None = None
-    """Rows of the learned position table, and so a limit on length; needed for position "learned" only."""
+    """Rows of the learned position table, and so a limit on length; needed where position is learned."""
     norm: Norm = "rms"
     """RMSNorm or LayerNorm, before each sublayer and after the last."""
     norm_eps: float = 1e-6
@@ -83,11 +83,11 @@ class BlockConfig:
             raise ValueError(f"{name}.head_dim is {self.head_dim}; it must be at least 1")
         if self.num_kv_heads is not None and (self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads):
             raise ValueError(f"{name}.num_kv_heads is {self.num_kv_heads}; it must divide num_heads {self.num_heads}")
-        if self.position == "rope" and self.width_of_head % 2:
+        if self.has_rope and self.width_of_head % 2:
             raise ValueError(f"{name}.head_dim is {self.width_of_head}; rotary positions need it to be even")
-        if self.position == "rope" and self.rope_base <= 1:
+        if self.has_rope and self.rope_base <= 1:
             raise ValueError(f"{name}.rope_base is {self.rope_base}; it must be above 1")
-        if self.max_positions is not None and self.position != "learned":
+        if self.max_positions is not None and not self.has_table:
             raise ValueError(f'{name}.max_positions is a limit for position "learned" only; leave it out')
         if self.max_positions is not None and self.max_positions < 1:
             raise ValueError(f"{name}.max_positions is {self.max_positions}; it must be at least 1")
@@ -101,6 +101,16 @@ class BlockConfig:
             raise ValueError(f"{name}.mlp_ratio is {self.mlp_ratio}; the MLP would have no hidden unit")
         if self.norm_eps <= 0:
             raise ValueError(f"{name}.norm_eps is {self.norm_eps}; it must be above 0")
+
+    @property
+    def has_rope(self) -> bool:
+        """Whether queries and keys are turned by their position."""
+        return self.position in ("rope", "rope+learned")
+
+    @property
+    def has_table(self) -> bool:
+        """Whether a learned vector is added at each position."""
+        return self.position in ("learned", "rope+learned")
 
     @property
     def width_of_head(self) -> int:
@@ -252,7 +262,7 @@ class Stack(nn.Module):
             if config.window is not None or patch_size is None
             else Reach(patch_size=patch_size, lookback=lookback)
         )
-        if config.position == "learned":
+        if config.has_table:
             rows = self.reach.patch_size if self.reach.isolated else config.max_positions
             if rows is None:
                 raise ValueError(f'{type(config).__name__}.max_positions must be set for position "learned"')
@@ -263,7 +273,7 @@ class Stack(nn.Module):
     @property
     def max_positions(self) -> int | None:
         """The longest sequence this stack takes; None: any."""
-        return self.config.max_positions if self.config.position == "learned" and not self.reach.isolated else None
+        return self.config.max_positions if self.config.has_table and not self.reach.isolated else None
 
     def index(self, positions: Tensor) -> Tensor:
         """The row of the position tables: within its patch where patches do not see each other."""
@@ -276,7 +286,7 @@ class Stack(nn.Module):
 
     def rope(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
         """Tables (T, 1, d/2) for these positions, if this stack uses rotary positions."""
-        if self.config.position != "rope":
+        if not self.config.has_rope:
             return None
         cos, sin = rope_table(positions, self.config.width_of_head, self.config.rope_base)
         return cos.unsqueeze(-2), sin.unsqueeze(-2)
@@ -284,7 +294,7 @@ class Stack(nn.Module):
     def forward(self, x: Tensor, state: StackState | None = None, last: Tensor | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D). With a state, it is filled up to position `last` (B,) of each row."""
         positions = self.index(torch.arange(x.shape[1], device=x.device))
-        if self.config.position == "learned":
+        if self.config.has_table:
             # What stands past the table is padding, which no other position sees.
             x = x + self.positions[positions.clamp(max=self.positions.shape[0] - 1)]
         rope, slopes, x0 = self.rope(positions), self.slopes(x.device), x
@@ -335,7 +345,7 @@ class Stack(nn.Module):
         `longest` is the largest of the positions, known on the host, so that no full cache is read past it.
         """
         index = self.index(positions)
-        if self.config.position == "learned":
+        if self.config.has_table:
             x = x + self.positions[index]
         rope = None if state.rope is None else (state.rope[0][index], state.rope[1][index])
         size = state.keys.shape[2]

@@ -68,7 +68,7 @@ class ModelConfig:
                 raise ValueError(
                     f"ModelConfig.stages[{i}].cross_patch is {stage.cross_patch}; at most the {siblings} of a patch"
                 )
-            if stage.position == "learned" and stage.max_positions is None and not isolated:
+            if stage.has_table and stage.max_positions is None and not isolated:
                 raise ValueError(f'ModelConfig.stages[{i}].max_positions must be set for position "learned"')
             if self.projection(i) is False and self.embed_dim(i) * self.span(i) != stage.dim:
                 raise ValueError(

@@ -194,11 +194,10 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
         raise CheckpointError(f"{path}: is damaged or no safetensors file ({error}); take another copy") from error
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a safetensors file, whole or not at all."""
-    write_atomically(
-        path, tensors_to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    )
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file, whole or not at all, with `about` in its header."""
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, tensors_to_bytes(held, about))
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
