@@ -144,6 +144,10 @@ def evaluate(
     context = context or model.config.context
     if context > (model.config.max_length or context):
         raise ValueError(f"the context is {context}, but the learned positions end at {model.config.max_length}")
+    if max([256, *corpus.segment_marks]) >= model.config.vocab_size:
+        raise ValueError(
+            f"the model has {model.config.vocab_size} ids and knows no documents, which begin with BOS and MARK"
+        )
     windows = plan(len(stream), context, span, method, stride)
     edges = np.unique(np.geomspace(1, context, 33).astype(np.int64))
     table = np.zeros((VOCABULARY.end_of_marks - VOCABULARY.first_mark + 1, 3))

@@ -81,6 +81,8 @@ def stream(
     """As `generate`, but gives each step's bytes as they come: a list of (row, byte) for the rows still running."""
     context = max_context or model.config.context
     ids = [prompt_ids(prompt, model.config.span(0), modality) for prompt in prompts]
+    if model.config.vocab_size <= BOS:  # a model from elsewhere that knows bytes only
+        ids = [row[row < model.config.vocab_size] for row in ids]
     limit = context if model.config.max_length is None else min(context, model.config.max_length - 1)
     for row in ids:
         if len(row) > limit:
