@@ -72,6 +72,10 @@ def test_the_whole_way_from_files_to_bytes(tmp_path: Path) -> None:
     assert "32,000 bytes" in out
     out, _ = byteloom("info", run)
     assert "FLOPs per byte" in out
+    out, _ = byteloom("info", "--list")
+    assert "paper-text" in out and "million-base" in out
+    out, _ = byteloom("info", "--parameters", 1000000, "--context", 4096, "--json", "-")
+    assert 700000 < json.loads(out)["parameters"] <= 1000000
     out, _ = byteloom("generate", run, "--prompt", "line", "--max-bytes", 20, "--valid-utf8")
     assert out.startswith("line")
     again, _ = byteloom("generate", run, "--prompt", "line", "--max-bytes", 20, "--valid-utf8")

@@ -1,5 +1,7 @@
 """Analytic costs against torch's own counters."""
 
+import math
+
 import configs
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from byteloom.models.config import ModelConfig, StageConfig
 from byteloom.models.multiscale import Multiscale
-from byteloom.sizing import describe, memory, stage_costs
+from byteloom.sizing import describe, memory, propose, propose_patches, stage_costs
 from byteloom.train.optim import OptimConfig, Optimizers
 
 DEFAULT = ModelConfig(
@@ -110,3 +112,40 @@ def test_a_description_is_whole() -> None:
     assert numbers["parameters"] == sum(stage["cost"]["parameters"] for stage in numbers["stages"])
     assert numbers["flops_per_byte"]["training"] == 3 * numbers["flops_per_byte"]["forward"]
     assert [stage["span"] for stage in numbers["stages"]] == [4, 1]
+
+
+def test_patches_are_the_papers_where_it_has_some_and_grow_with_the_context() -> None:
+    assert propose_patches(8192) == (8,)
+    assert propose_patches(1024) == (4,)
+    spans = [math.prod(propose_patches(2**power)) for power in range(4, 24)]
+    assert spans == sorted(spans)
+    assert len(propose_patches(1 << 16)) == 1 and len(propose_patches(1 << 20)) == 2
+
+
+@pytest.mark.parametrize("context", [1024, 8192, 1 << 20])
+@pytest.mark.parametrize(
+    "budget",
+    [{"parameters": 10**6}, {"parameters": 10**8}, {"flops_per_byte": 5e6}, {"flops_per_byte": 1e9}],
+)
+def test_proposals_use_their_budget_and_stay_within(context: int, budget: dict[str, int]) -> None:
+    config = propose(context, **budget)
+    costs = stage_costs(config)
+    used = sum(cost.parameters if "parameters" in budget else cost.flops for cost in costs)
+    (limit,) = budget.values()
+    assert 0.7 * limit <= used <= limit
+    assert config.context == context
+    if limit >= 10**8:
+        assert costs[0].parameters > 2 * costs[-1].parameters, "the paper spends on the global model"
+
+
+def test_proposals_fit_memory() -> None:
+    config = propose(2048, memory_bytes=1 << 28)
+    held = memory(config)
+    assert sum(held[name] for name in ("weights", "gradients", "optimizer", "activations")) <= 1 << 28
+
+
+def test_budgets_that_cannot_be_met_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"needs .* parameters; raise the budget"):
+        propose(1024, parameters=100)
+    with pytest.raises(ValueError, match="give a budget"):
+        propose(1024)

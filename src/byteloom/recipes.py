@@ -1,10 +1,12 @@
 """Named runs: a function each, which returns a whole config. Options on the command line only change its fields.
 
-`NAMES` finds them; the name of a recipe is its function's with dashes for underscores.
+`NAMES` finds them; the name of a recipe is its function's with dashes for underscores. Those named paper-... are the
+models of arXiv 2305.07185 (appendix); how many bytes they saw is not theirs but ours.
 """
 
 import difflib
 from collections.abc import Callable
+from typing import Any
 
 from byteloom.models.config import ModelConfig, StageConfig
 from byteloom.train.loop import RunConfig, TrainConfig
@@ -14,7 +16,7 @@ Recipe = Callable[[], RunConfig]
 
 
 def text_small() -> RunConfig:
-    """Text in any script, about 10 minutes on 2 cores: 2.5M parameters, patches of 4 bytes, a local window of 32."""
+    """Text in any script, 10 minutes on 2 cores: patches of 4, a byte stage with a window of 32."""
     return RunConfig(
         model=ModelConfig(
             stages=(
@@ -23,17 +25,144 @@ def text_small() -> RunConfig:
             ),
             context=1024,
         ),
-        optim=OptimConfig(),
+        optim=OptimConfig(warmup=0.05),
         train=TrainConfig(batch_size=4, max_seconds=600),
     )
 
 
+def text_base() -> RunConfig:
+    """Text on one GPU for an hour or more: the shape of text-small, 25M parameters, context 4096."""
+    return _grown(512, 6, 256, 6, window=64, context=4096, batch_size=16, learning_rate=2e-3, max_seconds=3600)
+
+
+def text_large() -> RunConfig:
+    """Text on large GPUs: the shape of text-small, 180M parameters, context 8192."""
+    return _grown(1024, 12, 512, 8, window=128, context=8192, batch_size=32, learning_rate=1e-3, max_seconds=86400)
+
+
 def code_small() -> RunConfig:
-    """Source code, about 10 minutes on 2 cores; the same model as text-small."""
+    """Source code, 10 minutes on 2 cores; the same as text-small."""
     return text_small()
 
 
-NAMES: dict[str, Recipe] = {recipe.__name__.replace("_", "-"): recipe for recipe in (text_small, code_small)}
+def code_base() -> RunConfig:
+    """Source code on one GPU; the same as text-base."""
+    return text_base()
+
+
+def code_large() -> RunConfig:
+    """Source code on large GPUs; the same as text-large."""
+    return text_large()
+
+
+def million_small() -> RunConfig:
+    """A context of 1,048,576 bytes in three stages, small enough for a step on 2 cores."""
+    return _million((256, 4), (192, 2), (128, 2), patch_sizes=(16, 8))
+
+
+def million_base() -> RunConfig:
+    """A context of 1,048,576 bytes in three stages, 150M parameters."""
+    return _million((1024, 8), (512, 6), (256, 4), patch_sizes=(8, 8))
+
+
+def gpt2_bytes() -> RunConfig:
+    """GPT-2 small over bytes: one stage, learned positions, LayerNorm, GELU. A baseline."""
+    return _baseline(
+        StageConfig(
+            dim=768, num_layers=12, num_heads=12, position="learned", max_positions=1024, norm="layer", norm_eps=1e-5,
+            qk_norm=False, mlp="gelu", attention_bias=True, mlp_bias=True, zero_init=False,
+        )
+    )  # fmt: skip
+
+
+def llama_bytes() -> RunConfig:
+    """Llama over bytes, as wide and deep as gpt2-bytes: one stage, RoPE, RMSNorm, SwiGLU. A baseline."""
+    return _baseline(
+        StageConfig(dim=768, num_layers=12, num_heads=12, qk_norm=False, mlp="swiglu", mlp_ratio=8 / 3, zero_init=False)
+    )
+
+
+def paper_s1() -> RunConfig:
+    """The paper's S1, "125M": one stage of 12 layers, width 768."""
+    return _paper(_paper_stage(768, 12, 12, 1024), context=1024)
+
+
+def paper_s2() -> RunConfig:
+    """The paper's S2, "350M": one stage of 24 layers, width 1024."""
+    return _paper(_paper_stage(1024, 24, 16, 1024), context=1024)
+
+
+def paper_s3() -> RunConfig:
+    """The paper's S3, "760M": one stage of 24 layers, width 1536."""
+    return _paper(_paper_stage(1536, 24, 16, 1024), context=1024)
+
+
+def paper_s4() -> RunConfig:
+    """The paper's S4, "1.3B": one stage of 24 layers, width 2048."""
+    return _paper(_paper_stage(2048, 24, 32, 1024), context=1024)
+
+
+def paper_s5() -> RunConfig:
+    """The paper's S5, "2.7B": one stage of 32 layers, width 2560."""
+    return _paper(_paper_stage(2560, 32, 32, 1024), context=1024)
+
+
+def paper_s6() -> RunConfig:
+    """The paper's S6, "6.7B": one stage of 32 layers, width 4096."""
+    return _paper(_paper_stage(4096, 32, 32, 1024), context=1024)
+
+
+def paper_text() -> RunConfig:
+    """The paper's text model, "758M" + "262M": P = 8, context 8192."""
+    return _paper(_paper_stage(2048, 14, 16, 1024, 8), _paper_stage(1024, 18, 16), context=8192, batch_size=48)
+
+
+def paper_image64() -> RunConfig:
+    """The paper's large ImageNet64 model, "2.7B" + "350M": P = 12, context 12,288."""
+    return _paper(_paper_stage(2560, 32, 32, 1024, 12, pad=True), _paper_stage(1024, 24, 16), context=12288)
+
+
+def paper_image256() -> RunConfig:
+    """The paper's ImageNet256 model, "125M" + "125M": P = 192, context 196,608."""
+    return _paper(_paper_stage(768, 12, 12, 1024, 192), _paper_stage(768, 12, 12), context=196608)
+
+
+def paper_image640() -> RunConfig:
+    """The paper's ImageNet640 model, "125M" + "83M": P = 192, context 1,228,800."""
+    return _paper(_paper_stage(768, 12, 12, 6400, 192), _paper_stage(768, 8, 12), context=1228800)
+
+
+def paper_audio() -> RunConfig:
+    """The paper's audio model, "350M" + "125M": P = 32, context 524,288."""
+    return _paper(_paper_stage(1024, 24, 16, 16384, 32), _paper_stage(768, 12, 12), context=524288)
+
+
+NAMES: dict[str, Recipe] = {
+    recipe.__name__.replace("_", "-"): recipe
+    for recipe in (
+        text_small,
+        text_base,
+        text_large,
+        code_small,
+        code_base,
+        code_large,
+        million_small,
+        million_base,
+        gpt2_bytes,
+        llama_bytes,
+        paper_s1,
+        paper_s2,
+        paper_s3,
+        paper_s4,
+        paper_s5,
+        paper_s6,
+        paper_text,
+        paper_image64,
+        paper_image256,
+        paper_image640,
+        paper_audio,
+    )
+}
 """Every recipe by its name."""
 
 
@@ -41,8 +170,96 @@ def by_name(name: str) -> RunConfig:
     """The run of that name. Raises ValueError, with the nearest names, where there is none."""
     if name not in NAMES:
         near = difflib.get_close_matches(name, NAMES, n=3)
-        raise ValueError(
-            f"recipe {name!r} is unknown; "
-            + (f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(sorted(NAMES))}")
-        )
+        hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(sorted(NAMES))}"
+        raise ValueError(f"recipe {name!r} is unknown; {hint}")
     return NAMES[name]()
+
+
+def _grown(
+    coarse: int, coarse_layers: int, fine: int, fine_layers: int, *, window: int, context: int, batch_size: int,
+    learning_rate: float, max_seconds: float,
+) -> RunConfig:  # fmt: skip
+    """The shape of text-small at another size."""
+    common: dict[str, Any] = {"token_shift": True}
+    return RunConfig(
+        model=ModelConfig(
+            stages=(
+                StageConfig(dim=coarse, num_layers=coarse_layers, num_heads=coarse // 64, patch_size=4, **common),
+                StageConfig(dim=fine, num_layers=fine_layers, num_heads=fine // 64, window=window, **common),
+            ),
+            context=context,
+        ),
+        optim=OptimConfig(learning_rate=learning_rate, warmup=0.02, weight_decay=0.01),
+        train=TrainConfig(batch_size=batch_size, max_seconds=max_seconds, valid_bytes=1 << 20),
+    )
+
+
+def _million(*sizes: tuple[int, int], patch_sizes: tuple[int, int]) -> RunConfig:
+    """Three stages over a million bytes; `sizes` are widths and layers, coarsest first."""
+    borders = (*patch_sizes, None)
+    stages = tuple(
+        StageConfig(
+            dim=dim,
+            num_layers=layers,
+            num_heads=dim // 64,
+            patch_size=size,
+            window=None if i == 0 else 32 if i == 2 else 64,
+        )
+        for i, ((dim, layers), size) in enumerate(zip(sizes, borders, strict=True))
+    )
+    return RunConfig(
+        model=ModelConfig(stages=stages, context=1 << 20),
+        train=TrainConfig(batch_size=1, max_seconds=3600, valid_bytes=1 << 20, log_every=1),
+    )
+
+
+def _baseline(stage: StageConfig) -> RunConfig:
+    return RunConfig(
+        model=ModelConfig(stages=(stage,), context=1024),
+        optim=OptimConfig(optimizer="adamw", learning_rate=6e-4, weight_decay=0.1, final=0.1),
+        train=TrainConfig(batch_size=32, steps=100_000, valid_bytes=1 << 20),
+    )
+
+
+def _paper_stage(
+    dim: int,
+    num_layers: int,
+    num_heads: int,
+    positions: int | None = None,
+    patch_size: int | None = None,
+    pad: bool = False,
+) -> StageConfig:
+    """A stage in paper mode. `pad`: P does not divide the width, so the patch is projected to it."""
+    coarse: dict[str, Any] = {}
+    if patch_size is not None:
+        coarse = {"patch_size": patch_size, "expand": "linear" if pad else "slice"}
+        coarse |= {"embed_dim": -(-dim // patch_size)} if pad else {"embed_dim": dim // patch_size}
+    finest = positions is None
+    return StageConfig(
+        dim=dim,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        position="learned",
+        max_positions=None if finest else positions,
+        norm="layer",
+        norm_eps=1e-5,
+        qk_norm=False,
+        mlp="relu",
+        attention_bias=True,
+        mlp_bias=True,
+        dropout=0.1,
+        zero_init=False,
+        **coarse,
+    )
+
+
+def _paper(*stages: StageConfig, context: int, batch_size: int = 2) -> RunConfig:
+    """The paper's training: Adam (0.9, 0.98), 500 warm-up steps, decay to 0, clipping at 1, weight decay 0.1."""
+    steps = 200_000
+    return RunConfig(
+        model=ModelConfig(stages=stages, context=context, init_std=0.006),
+        optim=OptimConfig(
+            optimizer="adamw", learning_rate=2e-4, weight_decay=0.1, warmup=500 / steps, schedule="linear"
+        ),
+        train=TrainConfig(batch_size=batch_size, steps=steps, valid_bytes=1 << 20),
+    )

@@ -4,14 +4,15 @@ FLOPs are those of matrix products, two for a multiplication and an addition, as
 attention over the keys that our code multiplies, masked ones included. A backward pass costs two forward passes.
 """
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from byteloom.models.config import ModelConfig
+from byteloom.models.config import ModelConfig, StageConfig
 from byteloom.models.multiscale import Multiscale
 from byteloom.train.optim import is_matrix
 
@@ -179,3 +180,104 @@ def describe(
             for i, (stage, cost) in enumerate(zip(config.stages, costs, strict=True))
         ],
     }
+
+
+GLOBAL_TO_LOCAL = 6
+"""How many times the finest stage's weights the coarsest gets: 1.3B to 218M was the paper's best split on PG-19."""
+LAYERS_PER_WIDTH = 1 / 64
+"""Layers for each channel, as in the paper's S1 (12 at 768)."""
+WINDOW = 32
+"""What the finest stage sees, across patch borders: worth 0.1 bits per byte over isolated patches (docs/results.md)."""
+LARGEST_PATCHED_CONTEXT = 1 << 16
+"""From here on three stages: with two, either patches or their number would be too many."""
+
+
+def propose_patches(context: int) -> tuple[int, ...]:
+    """Patch sizes for a context, coarsest first: what attention over T/P patches of P bytes costs is least at a power
+    of T^(1/3) (paper, section 3.2); the factor makes it the paper's 8 at 8,192 bytes.
+    """
+    span = 2 ** max(1, round(math.log2(8 * (context / 8192) ** (1 / 3))))
+    return (span,) if context <= LARGEST_PATCHED_CONTEXT else (2 * span // 8 or 2, 8)
+
+
+def proposal(context: int, size: int) -> ModelConfig:
+    """A model whose finest stage is `size` channels wide, the others in the proportion that the paper found best."""
+    patches = propose_patches(context)
+    layers = max(1, round(size * LAYERS_PER_WIDTH * 2))
+    fine = StageConfig(dim=size, num_layers=layers, num_heads=_heads(size), window=WINDOW)
+    # Weights grow with layers times width squared; layers are kept in proportion to width.
+    weights = layers * size**2
+    coarse = []
+    for i, patch_size in enumerate(patches):
+        share = GLOBAL_TO_LOCAL ** ((len(patches) - i) / len(patches))
+        width = max(size, round((share * weights / LAYERS_PER_WIDTH) ** (1 / 3) / 64) * 64)
+        depth = max(1, round(share * weights / width**2))
+        coarse.append(StageConfig(dim=width, num_layers=depth, num_heads=_heads(width), patch_size=patch_size))
+    return ModelConfig(stages=(*coarse, fine), context=context)
+
+
+def propose(
+    context: int,
+    *,
+    flops_per_byte: float | None = None,
+    parameters: int | None = None,
+    memory_bytes: int | None = None,
+) -> ModelConfig:
+    """The largest model of the family of `proposal` within a budget.
+
+    Args:
+        context: bytes in a sequence.
+        flops_per_byte: of a forward pass.
+        parameters: trained numbers.
+        memory_bytes: of training with one sequence: weights, gradients, optimizer and activations.
+
+    Raises:
+        ValueError: no budget is given, or the smallest model of the family is over it.
+    """
+    if flops_per_byte is None and parameters is None and memory_bytes is None:
+        raise ValueError("give a budget: flops_per_byte, parameters or memory")
+
+    def over(config: ModelConfig) -> str | None:
+        costs = stage_costs(config)
+        needs = {"parameters": sum(cost.parameters for cost in costs), "flops": sum(cost.flops for cost in costs)}
+        if parameters is not None and needs["parameters"] > parameters:
+            return f"{needs['parameters']:,} parameters"
+        if flops_per_byte is not None and needs["flops"] > flops_per_byte:
+            return f"{needs['flops']:,.0f} FLOPs per byte"
+        if memory_bytes is not None:
+            held = memory(config)
+            total = sum(held[name] for name in ("weights", "gradients", "optimizer", "activations"))
+            if total > memory_bytes:
+                return f"{total:,} bytes of memory"
+        return None
+
+    best: ModelConfig | None = None
+    low, high = 1, 512  # width of the finest stage in steps of 32
+    while low <= high:
+        middle = (low + high) // 2
+        config = proposal(context, 32 * middle)
+        reason = over(config)
+        if reason is None:
+            best, low = config, middle + 1
+        elif middle == 1:
+            raise ValueError(f"the smallest model for a context of {context:,} needs {reason}; raise the budget")
+        else:
+            high = middle - 1
+    if best is None:
+        raise ValueError("no model fits; raise the budget")
+    # What is left is spent on layers, of the coarsest stage first.
+    for i in range(len(best.stages)):
+        while over(deeper := _deeper(best, i)) is None:
+            best = deeper
+    return best
+
+
+def _heads(width: int) -> int:
+    """Heads of 64 channels, or of 32 where 64 does not divide the width."""
+    return width // 64 if width % 64 == 0 else width // 32
+
+
+def _deeper(config: ModelConfig, stage: int) -> ModelConfig:
+    stages = list(config.stages)
+    stages[stage] = replace(stages[stage], num_layers=stages[stage].num_layers + 1)
+    return replace(config, stages=tuple(stages))
