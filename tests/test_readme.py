@@ -66,3 +66,12 @@ def test_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_test_that_the_docs_name_exists() -> None:
+    defined = set()
+    for path in (ROOT / "tests").glob("test_*.py"):
+        defined |= set(re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE))
+    named = {name for page in PAGES for name in re.findall(r"`(test_[a-z]\w+)`", page.read_text())}
+    assert len(named) > 30
+    assert named <= defined, named - defined

@@ -206,9 +206,10 @@ class Corpus:
 def split(corpus: Corpus, fraction: float = 0.05) -> tuple[Corpus, Corpus]:
     """Holds out `fraction` of the bytes: (train, valid), the same on every machine and wherever the folder lies.
 
-    Whole documents are taken in the order of the sha256 of their names until the fraction is reached, never one that
-    is more than a quarter of the bytes, never all. Where these do not suffice (one large file, or one beside a few
-    small ones), the rest comes from the tail of the large documents, cut at a line end where one is near.
+    Whole documents are taken in the order of the sha256 of their names until the fraction is reached, those that alone
+    are more than it last, never one that is more than a quarter of the bytes, never all. Where these do not suffice
+    (one large file, or one beside a few small ones), the rest comes from the tail of the large documents, cut at a
+    line end where one is near.
 
     Raises:
         ValueError: `fraction` is not between 0 and 1.
@@ -219,12 +220,11 @@ def split(corpus: Corpus, fraction: float = 0.05) -> tuple[Corpus, Corpus]:
     lengths = corpus.document_lengths
     total = corpus.num_bytes
     large = lengths > total / 4
-    order = sorted(range(len(corpus)), key=lambda i: hashlib.sha256(_name_bytes(corpus.names[i])).digest())
-    small = [i for i in order if not large[i]]
+    share = missing = fraction * total
+    order = [(lengths[i] > share, hashlib.sha256(_name_bytes(corpus.names[i])).digest(), i) for i in range(len(corpus))]
     whole: list[int] = []
-    missing = fraction * total
-    for i in small[: len(corpus) - 1]:
-        if missing <= 0:
+    for outweighs, _, i in sorted(entry for entry in order if not large[entry[-1]])[: len(corpus) - 1]:
+        if missing <= (share / 2 if outweighs else 0):
             break
         whole.append(i)
         missing -= lengths[i]
