@@ -86,13 +86,26 @@ def comparison(evaluation: Mapping[str, Any], baselines: Mapping[str, Mapping[st
 def curve(metrics: Sequence[Mapping[str, Any]], levels: Mapping[str, float]) -> str:
     """Bits per byte, in training and held out, against bytes seen, with a line for each compressor."""
     figure, axes = _figure("Bits per byte against bytes seen", "million bytes seen", "bits per byte")
-    axes.plot([row["bytes"] / 1e6 for row in metrics], [row["bits_per_byte"] for row in metrics], color=QUIET, lw=1)
+    axes.plot(
+        [row["bytes"] / 1e6 for row in metrics],
+        [row["bits_per_byte"] for row in metrics],
+        color=QUIET,
+        lw=1,
+        label="training",
+    )
     held_out = [row for row in metrics if "valid_bits_per_byte" in row]
     x = [row["bytes"] / 1e6 for row in held_out]
     axes.plot(x, [row["valid_bits_per_byte"] for row in held_out], "o-", color=ACCENT, label="held out")
-    for name, level in levels.items():
+    labels: list[tuple[list[str], float]] = []
+    for name, level in sorted(levels.items(), key=lambda entry: entry[1]):
         axes.axhline(level, color=INK, lw=0.7, ls=":")
-        axes.annotate(name, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+        if labels and level - labels[-1][1] < 0.25:  # one label for lines that would hide each other's
+            labels[-1] = ([*labels[-1][0], name], level)
+        else:
+            labels.append(([name], level))
+    for names, level in labels:
+        place = {"xycoords": ("axes fraction", "data"), "ha": "left", "va": "bottom", "fontsize": 8}
+        axes.annotate(", ".join(names), (0.01, level), **place)
     lowest = [row["bits_per_byte"] for row in metrics] + list(levels.values())
     axes.set_ylim(max(0.0, min(lowest, default=0) - 0.5), max([5.0, *levels.values()]))
     axes.legend(frameon=False)
