@@ -290,3 +290,52 @@ def test_foreign_llamas_are_named(change: dict[str, object], message: str, tmp_p
     (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(CheckpointError, match=message):
         import_llama(tmp_path)
+
+
+@pytest.mark.benchmark
+@pytest.mark.parametrize("num_stages", [2, 3])
+@pytest.mark.parametrize(("rotary", "learned"), list(itertools.product([False, True], repeat=2)))
+def test_logits_of_mblm(num_stages: int, rotary: bool, learned: bool) -> None:
+    """mblm 0.4.2, whose Transformer stages are a fork of megabyte-pytorch; needs `pip install mblm==0.4.2`."""
+    from mblm import MBLM, MBLMModelConfig, MBLMReturnType, TransformerBlock
+
+    fresh_seed()
+    shape = SHAPES[num_stages]
+    block = TransformerBlock(
+        attn_head_dims=8,
+        attn_num_heads=2,
+        attn_use_rot_embs=rotary,
+        ff_multiplier=4,
+        pos_emb_type="fixed" if learned else None,
+    )
+    theirs = MBLM(
+        MBLMModelConfig(
+            num_tokens=259,
+            pad_token_id=256,
+            hidden_dims=list(shape["dim"]),
+            num_layers=list(shape["depth"]),
+            seq_lens=list(shape["max_seq_len"]),
+            train_checkpoint_chunks=None,
+            block=block,
+        )
+    ).eval()
+    renamed = {}
+    for name, tensor in theirs.state_dict().items():
+        for old, new in (
+            ("token_embs_rev.0.embedding.", "token_embs.0."),
+            ("token_embs_rev.", "token_embs."),
+            (".embedding.", ".0."),
+            *((f"._post.{place}.", f".{place + 1}.") for place in (1, 2, 3)),
+            ("stage_models.", "transformers."),
+            ("to_next_stage_proj.", "to_next_transformer_projections."),
+        ):
+            name = name.replace(old, new)
+        renamed[name] = tensor
+    options = {**OPTIONS, **shape, "rel_pos": rotary, "pos_emb": learned}
+    ours = from_megabyte_pytorch(renamed, options, "mblm")
+    whole = torch.randint(0, 256, (2, 24))
+    with torch.no_grad():
+        for length in range(1, 25):
+            ids = whole[:, :length]
+            expected = theirs(ids, return_type=MBLMReturnType.LOGITS)
+            close(ours(torch.cat((ids, ids[:, :1]), 1))[:, 1:], expected[:, :length])

@@ -260,7 +260,7 @@ def train(
                         progress.best = found
                         save_best(run, model, about)
                     bar.say(
-                        f"{done:4.0%} · step {progress.step} · {progress.bytes / 1e6:.2f} MB · "
+                        f"{min(done, 1):4.0%} · step {progress.step} · {progress.bytes / 1e6:.2f} MB · "
                         f"train {row['bits_per_byte']:.3f} · held out {found:.3f} bits per byte"
                     )
                 log.write(**row)
