@@ -77,6 +77,16 @@ def test_valid_utf8_is_valid(max_bytes: int) -> None:
         assert len(written) <= max_bytes
 
 
+def test_a_begun_character_that_does_not_fit_is_gone_on_with() -> None:
+    (written,) = generate(configs.build(LONG[2]), [b"\xf0\x9f"], max_bytes=1, valid_utf8=True)
+    assert 0x80 <= written[0] < 0xC0
+
+
+def test_a_model_of_bytes_alone_gets_bytes_alone() -> None:
+    model = configs.build(dataclasses.replace(LONG[2], vocab_size=256))
+    assert len(generate(model, ["ab", ""], max_bytes=6, valid_utf8=True)[1]) == 6
+
+
 def test_the_end_of_a_document_ends_a_row() -> None:
     model = configs.build(dataclasses.replace(LONG[2], head_bias=True))
     with torch.no_grad():
@@ -126,7 +136,7 @@ def test_a_prompt_is_a_document_that_has_not_ended() -> None:
 
 def test_bad_requests_are_refused() -> None:
     model = configs.build(ONE)
-    with pytest.raises(ValueError, match="33 ids long and the context 32"):
+    with pytest.raises(ValueError, match="takes 33 ids and the context is 32"):
         generate(model, "x" * 31)
     with pytest.raises(ValueError, match="empty stop"):
         generate(model, "x", stop=[b""])

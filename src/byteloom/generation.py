@@ -87,7 +87,7 @@ def stream(
     for row in ids:
         if len(row) > limit:
             raise ValueError(
-                f"the prompt is {len(row)} ids long and the context {limit}; shorten it"
+                f"the prompt takes {len(row)} ids and the context is {limit}; shorten it"
                 + ("" if model.config.max_length is not None else ", or ask for a longer context")
             )
     if max_bytes < 0:
@@ -120,6 +120,7 @@ def _steps(
     allowed[:256] = True
     allowed[EOS : EOS + 1] = True
     utf8 = Utf8.after([_last_bytes(ids) for ids in prompts], device) if valid_utf8 else None
+    context = min(context, max(map(len, prompts)) + max_bytes)  # no more room than can be filled
     state = _prefill(model, [torch.from_numpy(ids.astype(np.int64)) for ids in prompts], context)
     for left in range(max_bytes, 0, -1):
         if not rows:

@@ -98,9 +98,14 @@ class Utf8:
         return self.state == 0
 
     def allowed(self, left: int) -> Tensor:
-        """(B, 256) bool: bytes after which the character can still be finished with `left` bytes in all."""
+        """(B, 256) bool: bytes after which the character can still be finished with `left` bytes in all.
+
+        Where a character was begun that needs more than that, the bytes that go on with it.
+        """
         following = TRANSITIONS.to(self.state.device)[self.state]
-        return (following >= 0) & (MISSING.to(self.state.device)[following.clamp(min=0)] < left)
+        valid = following >= 0
+        fits = valid & (MISSING.to(self.state.device)[following.clamp(min=0)] < left)
+        return torch.where(fits.any(-1, keepdim=True), fits, valid)
 
     def advance(self, values: Tensor) -> "Utf8":
         """After one allowed byte (B,) more in each row."""

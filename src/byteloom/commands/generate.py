@@ -6,7 +6,7 @@ from pathlib import Path
 import tyro
 
 from byteloom.commands import UsageError, call
-from byteloom.generation import prompt_ids, stream
+from byteloom.generation import stream
 from byteloom.models.store import load, read_run, write_atomically
 from byteloom.sampling import SamplingConfig
 
@@ -67,10 +67,6 @@ def run(
         sampling = SamplingConfig(
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
         )
-        room = context or network.config.context
-        length = len(prompt_ids(text, network.config.span(0), modality))
-        if length > room:
-            raise ValueError(f"the prompt takes {length} ids and the context is {room}; shorten it or give --context")
         steps = stream(
             network,
             [text],
