@@ -24,6 +24,7 @@ def text_small() -> RunConfig:
                 StageConfig(dim=128, num_layers=4, num_heads=2, window=32, token_shift=True),
             ),
             context=1024,
+            init_std=0.08,
         ),
         optim=OptimConfig(warmup=0.05),
         train=TrainConfig(batch_size=4, max_seconds=600),
