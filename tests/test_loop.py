@@ -140,6 +140,8 @@ def test_an_existing_run_is_not_overwritten(data: Path, tmp_path: Path) -> None:
     other = dataclasses.replace(config(), model=TWO)
     with pytest.raises(CheckpointError, match=r"model\.stages\.0\.dropout 0\.1, now asked for 0\.0"):
         train(other, [data], tmp_path / "run", resume=True)
+    with pytest.raises(CheckpointError, match="and these data have"):
+        train(config(steps=4), [data / "a.txt"], tmp_path / "run", resume=True)
     assert same(before, weights(tmp_path / "run"))
     assert train(config(steps=4), [data], tmp_path / "run", resume=True).progress.step == 4
 

@@ -45,6 +45,8 @@ class Progress:
     """Lowest validation bits per byte so far."""
     validations: int = 0
     """Validations made so far."""
+    data_bytes: int = 0
+    """Bytes in the data that are learned from; a run goes on with the same."""
     precision: str = ""
     """"bf16" or "fp32", as decided when the run began."""
 

@@ -156,12 +156,13 @@ def train(
     Raises:
         DataError: data cannot be used.
         CheckpointError: `out` holds a run and `resume` is False, or a checkpoint is damaged or of another model.
-        TrainingError: the loss became NaN or infinite, or there was no room on the disk.
+        TrainingError: the loss became NaN or infinite.
+        OSError: there is no room on the disk, or no right to write; earlier checkpoints stay.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the step was finished and saved.
     """
     settings, run = config.train, Path(out)
     checkpoints = list_checkpoints(run)
-    if (checkpoints or (run / "config.json").exists()) and not resume:
+    if any((run / name).exists() for name in ("config.json", "metrics.jsonl", "checkpoints")) and not resume:
         raise CheckpointError(f"{run}: holds a run already; add --resume to go on with it, or name another folder")
     train_corpus, valid_corpus = open_both(data, valid)
     span = config.model.span(0)
@@ -179,9 +180,14 @@ def train(
             check_same(read_model_config(init), config.model, Path(init))
             load_weights(model, read_tensors(Path(init) / "model.safetensors"), Path(init) / "model.safetensors")
         optimizers = Optimizers(model, config.optim)
-        progress = Progress(precision=choose_precision(settings.precision, device))
+        progress = Progress(precision=choose_precision(settings.precision, device), data_bytes=train_corpus.num_bytes)
         if checkpoints:
             progress, loader_state = load_checkpoint(checkpoints[-1], model, optimizers)
+            if progress.data_bytes != train_corpus.num_bytes:
+                raise CheckpointError(
+                    f"{run}: learned from {progress.data_bytes:,} bytes, and these data have "
+                    f"{train_corpus.num_bytes:,}; give the same, or begin in another folder with --init"
+                )
             loader.set_state(loader_state)
         autocast = progress.precision == "bf16"
         about = {
