@@ -33,6 +33,13 @@ class Reach:
         return self.patch_size is not None and self.lookback == 0
 
     @property
+    def back(self) -> int | None:
+        """How many positions before a stretch of new ones these can still see; None: all of them."""
+        if self.patch_size is not None:
+            return self.lookback
+        return None if self.window is None else self.window - 1
+
+    @property
     def limit(self) -> int | None:
         """The most positions that any query sees, and so the length of a cache; None: all of them."""
         return self.window if self.patch_size is None else self.patch_size + self.lookback
@@ -78,47 +85,94 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, backend: Ba
     )
 
 
-def full_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor | None) -> Tensor:
+def cut(reach: Reach, length: int, before: int) -> tuple[int, int]:
+    """Into which blocks `length` positions after `before` others are cut: their size, and how far each sees back."""
+    if reach.patch_size is not None:
+        return reach.patch_size, reach.lookback if before or length > reach.patch_size else 0
+    window = reach.window or length
+    size = window if before else min(window, length)
+    return size, window - 1 if before or length > size else 0
+
+
+def attention_bias(
+    reach: Reach,
+    length: int,
+    before: int = 0,
+    slopes: Tensor | None = None,
+    backend: Backend = "sdpa",
+    device: torch.device | None = None,
+) -> Tensor | None:
+    """What `attend` adds to scores, the same for all layers of a stack; None where SDPA's own causal mask is enough.
+
+    Full attention: (1 or H, T, T). Else (blocks or 1, 1 or H, C, back + C) for the blocks that `cut` makes of `length`
+    positions, of which `before` are known before the first.
+    """
+    if reach.limit is None:
+        if slopes is None and backend == "sdpa":
+            return None
+        positions = torch.arange(length, device=device)
+        return bias_between(positions, positions, positions <= positions[:, None], slopes)
+    size, back = cut(reach, length, before)
+    queries, keys = torch.arange(size, device=device) + back, torch.arange(back + size, device=device)
+    visible = keys <= queries[:, None]
+    if reach.patch_size is None and reach.window:
+        visible &= keys > queries[:, None] - reach.window
+    if before < back:  # the first block has none, or fewer, before it
+        first = visible & (keys >= back - before)
+        visible = torch.cat((first[None], visible.expand(-(-length // size) - 1, -1, -1)))
+    return bias_between(queries, keys, visible, slopes)
+
+
+def full_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, backend: Backend) -> Tensor:
     """Every query sees all positions up to its own."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    if slopes is None:
+    if bias is None:
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
     else:
-        positions = torch.arange(q.shape[2], device=q.device)
-        bias = bias_between(positions, positions, positions[:, None] >= positions, slopes)
-        out = softmax_attention(q, k, v, bias, "sdpa")
+        out = softmax_attention(q, k, v, bias, backend)
     return out.transpose(1, 2)
 
 
-def blocked_attention(q: Tensor, k: Tensor, v: Tensor, reach: Reach, slopes: Tensor | None, backend: Backend) -> Tensor:
+def blocked_attention(
+    q: Tensor, k: Tensor, v: Tensor, reach: Reach, bias: Tensor, past: tuple[Tensor, Tensor] | None, backend: Backend
+) -> Tensor:
     """Cut into blocks, each of which sees itself and the tail of the block before: patches, or a window's stretches."""
     length = q.shape[1]
-    size = reach.patch_size or min(reach.window or length, length)
-    back = reach.lookback if reach.patch_size else min(size, (reach.window or length) - 1)
-    back = back if length > size else 0
+    before = 0 if past is None else past[0].shape[1]
+    size, back = cut(reach, length, before)
     blocks = -(-length // size)
     if blocks * size > length:
         q, k, v = (F.pad(x, (0, 0, 0, 0, 0, blocks * size - length)) for x in (q, k, v))
     q, k, v = (rearrange(x, "b (n c) h d -> b n h c d", c=size) for x in (q, k, v))
     if back:
-        k, v = (torch.cat((F.pad(x[:, :-1, :, -back:], (0, 0, 0, 0, 0, 0, 1, 0)), x), dim=3) for x in (k, v))
-    queries = torch.arange(size, device=q.device) + back
-    keys = torch.arange(back + size, device=q.device)
-    visible = keys <= queries[:, None]
-    if reach.patch_size is None and reach.window:
-        visible &= keys > queries[:, None] - reach.window
-    if back:  # the first block has none before it
-        visible = visible & (keys >= back * (torch.arange(blocks, device=q.device) == 0).view(-1, 1, 1))
-    bias = bias_between(queries, keys, visible, slopes)
+        tails = []
+        for i, x in enumerate((k, v)):
+            tail = F.pad(x[:, :-1, :, -back:], (0, 0, 0, 0, 0, 0, 1, 0))
+            if past is not None:
+                first = F.pad(past[i].transpose(1, 2), (0, 0, back - before, 0)).unsqueeze(1).to(x.dtype)
+                tail = torch.cat((first, x[:, :-1, :, -back:]), dim=1)
+            tails.append(torch.cat((tail, x), dim=3))
+        k, v = tails
     out = softmax_attention(q, k, v, bias, backend)
     return rearrange(out, "b n h c d -> b (n c) h d")[:, :length]
 
 
-def attend_reference(q: Tensor, k: Tensor, v: Tensor, reach: Reach, slopes: Tensor | None = None) -> Tensor:
-    """The slow twin of `attend`: one mask over all pairs of positions, in fp32."""
-    positions = torch.arange(q.shape[1], device=q.device)
-    visible = (positions <= positions[:, None]) & (positions >= reach.first(positions)[:, None])
-    bias = bias_between(positions, positions, visible, slopes)
+def attend_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    reach: Reach,
+    slopes: Tensor | None = None,
+    past: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """The slow twin of `attend`: one mask over all pairs of positions, in fp32. What is before begins a block."""
+    before = 0 if past is None else past[0].shape[1]
+    if past is not None:
+        k, v = (torch.cat(pair, dim=1) for pair in zip(past, (k, v)))
+    keys = torch.arange(k.shape[1], device=q.device) - before
+    queries = torch.arange(q.shape[1], device=q.device)
+    visible = (keys <= queries[:, None]) & (keys >= reach.first(queries)[:, None] - (before if not reach.limit else 0))
+    bias = bias_between(queries, keys, visible, slopes)
     group = q.shape[2] // k.shape[2]
     k, v = (repeat(x, "b t g d -> b t (g r) d", r=group).float() for x in (k, v))
     scores = torch.einsum("bihd,bjhd->bhij", q.float(), k) * q.shape[-1] ** -0.5 + bias
@@ -126,26 +180,45 @@ def attend_reference(q: Tensor, k: Tensor, v: Tensor, reach: Reach, slopes: Tens
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, reach: Reach, slopes: Tensor | None = None, backend: Backend | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    reach: Reach,
+    bias: Tensor | None,
+    backend: Backend,
+    past: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Causal attention of q (B, T, H, d) over k, v (B, T, G, d) within `reach`; returns (B, T, H, d).
 
-    Raises ValueError for a backend that `BACKENDS` does not list.
+    `bias` is that of `attention_bias` for the same reach, length and backend. `past` holds the keys and values
+    (B, R, G, d) of the R positions before the first, R at most what a block sees back; T then starts a block.
     """
     if reach.limit is None:
-        return full_attention(q, k, v, slopes)
-    return blocked_attention(q, k, v, reach, slopes, backend or choose_backend(q))
+        return full_attention(q, k, v, bias, backend)
+    if bias is None:
+        raise ValueError("attention within a limit needs its bias")
+    return blocked_attention(q, k, v, reach, bias, past, backend)
 
 
-def attend_cached(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """One query a row, q (N, H, d), over its cache k, v (N, L, G, d) with bias (N, 1 or H, L); returns (N, H, d)."""
-    out = softmax_attention(q.unsqueeze(2), k.transpose(1, 2), v.transpose(1, 2), bias.unsqueeze(2), "matmul")
-    return out.squeeze(2)
+def attend_cached(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """One query a row, q (N, H, d), over its cache k, v (N, G, L, d); bias (N, 1 or H, L) or None; out (N, H, d)."""
+    # The heads of a group are queries beside each other, so that keys and values are not copied for each head.
+    grouped = q.unflatten(1, (k.shape[1], -1))  # (N, G, H/G, d)
+    if bias is not None:
+        bias = bias.unflatten(1, (k.shape[1], -1)) if bias.shape[1] > 1 else bias.unsqueeze(1)
+        bias = bias.to(q.dtype).expand(-1, k.shape[1], grouped.shape[2], -1)
+    return F.scaled_dot_product_attention(grouped, k, v, attn_mask=bias).flatten(1, 2)
 
 
-def choose_backend(q: Tensor) -> Backend:
-    """The fastest way for short blocks. On CPUs SDPA beats matmul in fp32 and is 2 to 4 times slower in bf16."""
-    return "matmul" if q.device.type == "cpu" and q.dtype != torch.float32 else "sdpa"
+def choose_backend(reach: Reach, length: int, device: torch.device, dtype: torch.dtype) -> Backend:
+    """The fastest way, as benchmarks/attention.py measures it.
+
+    CPUs in bf16: SDPA is 2 to 4 times slower than matmul for short blocks, and for sequences of up to SHORT positions.
+    """
+    if device.type != "cpu" or dtype == torch.float32:
+        return "sdpa"
+    return "matmul" if reach.limit is not None or length <= SHORT else "sdpa"
 
 
+SHORT = 512
 BACKENDS: tuple[str, ...] = get_args(Backend)

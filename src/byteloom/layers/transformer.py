@@ -1,9 +1,11 @@
 """A stack of pre-norm Transformer layers: (B, T, D) -> (B, T, D), all at once or one position at a time.
 
-`Stack.forward` costs one pass over T positions. `Stack.start` makes a `StackState`, `forward` fills it from a prompt,
-and `Stack.step` then takes one position a row and costs the weights plus the cache that the position sees.
+`Stack.forward` costs one pass over T positions, `Stack.extend` the same for a stretch that goes on where another ended.
+`Stack.start` makes a `StackState`, `extend` fills it from a prompt, and `Stack.step` then takes one position a row and
+costs the weights plus the cache that the position sees.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -11,7 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from byteloom.layers.attention import Reach, alibi_slopes, attend, attend_cached, bias_between
+from byteloom.layers.attention import (
+    Backend,
+    Reach,
+    alibi_slopes,
+    attend,
+    attend_cached,
+    attention_bias,
+    choose_backend,
+)
+from byteloom.layers.state import Kept, Past, Place, StackState
 
 Position = Literal["rope", "learned", "rope+learned", "alibi", "none"]
 Norm = Literal["rms", "layer"]
@@ -144,10 +155,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
-def shift_tokens(x: Tensor, reach: Reach) -> Tensor:
-    """The second half of the channels comes from the position before, or is zero at a start: (B, T, D) -> (B, T, D)."""
+def shift_tokens(x: Tensor, reach: Reach, before: Tensor | None = None) -> Tensor:
+    """The second half of the channels comes from the position before, or is zero at a start: (B, T, D) -> (B, T, D).
+
+    `before` (B, 1, D/2) is what the first position takes; None: zero.
+    """
     own, moved = x.chunk(2, dim=-1)
-    moved = F.pad(moved, (0, 0, 1, -1))
+    moved = F.pad(moved, (0, 0, 1, -1)) if before is None else torch.cat((before, moved[:, :-1]), dim=1)
     if reach.patch_size is not None:
         starts = torch.arange(x.shape[1], device=x.device) % reach.patch_size == 0
         moved = moved.masked_fill(starts.unsqueeze(-1), 0.0)
@@ -175,7 +189,7 @@ class Attention(nn.Module):
         if rope is not None:
             cos, sin = (table.to(q.dtype) for table in rope)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        return q, k, v
+        return q.to(v.dtype), k.to(v.dtype), v
 
 
 class MLP(nn.Module):
@@ -199,8 +213,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One layer: attention, then MLP, each behind a norm and added to the stream."""
 
-    def __init__(self, config: BlockConfig):
+    def __init__(self, config: BlockConfig, reach: Reach):
         super().__init__()
+        self.reach, self.token_shift = reach, config.token_shift
         self.attention_norm = make_norm(config.norm, config.dim, config.norm_eps)
         self.attention = Attention(config)
         self.mlp_norm = make_norm(config.norm, config.dim, config.norm_eps)
@@ -216,35 +231,61 @@ class Block(nn.Module):
             return self.stream_scale * x + self.input_scale * x0
         return x
 
+    def forward(
+        self,
+        x: Tensor,
+        x0: Tensor,
+        rope: tuple[Tensor, Tensor] | None,
+        bias: Tensor | None,
+        backend: Backend,
+        past: Kept | None = None,
+        keep: bool = False,
+    ) -> tuple[Tensor, Kept | None]:
+        """(B, T, D) -> (B, T, D), and all that later positions can see where `keep` asks for it."""
+        x = self.mix_input(x, x0)
+        before = (None, None) if past is None or past.shifted is None else past.shifted
+        h = shift_tokens(x, self.reach, before[0]) if self.token_shift else x
+        first = x
+        q, k, v = self.attention.project(narrow(self.attention_norm(h)), rope)
+        seen = None if past is None else (past.keys, past.values)
+        mixed = attend(q, k, v, self.reach, bias, backend, seen)
+        x = x + self.dropout(self.attention.out(mixed.flatten(-2)))
+        h = shift_tokens(x, self.reach, before[1]) if self.token_shift else x
+        second = x
+        x = x + self.dropout(self.mlp(narrow(self.mlp_norm(h))))
+        if not keep:
+            return x, None
+        halves = (first.chunk(2, dim=-1)[1], second.chunk(2, dim=-1)[1]) if self.token_shift else None
+        return x, Kept(k, v, halves)
 
-@dataclass
-class StackState:
-    """What a stack remembers: for each layer the keys and values that later positions can still see."""
+    def step(self, x: Tensor, x0: Tensor, layer: int, place: Place, state: StackState) -> Tensor:
+        """One position a row: (N, D) -> (N, D). The slow twin is `forward`."""
+        x = self.mix_input(x, x0)
+        h = shift_step(x, layer, 0, place, state)
+        q, k, v = self.attention.project(narrow(self.attention_norm(h)), place.rope)
+        keys, values = state.write(layer, k, v, place)
+        mixed = attend_cached(q.to(keys.dtype), keys, values, place.bias)
+        x = x + self.attention.out(mixed.flatten(-2))
+        h = shift_step(x, layer, 1, place, state)
+        return x + self.mlp(narrow(self.mlp_norm(h)))
 
-    keys: Tensor
-    """(layers, B, C, G, d); position p lies in slot p mod C, already turned by its rotary angle."""
-    values: Tensor
-    """(layers, B, C, G, d)."""
-    shifted: Tensor | None
-    """(layers, 2, B, D/2): what token shift takes from the position before, for attention and MLP."""
-    rope: tuple[Tensor, Tensor] | None
-    """Cosines and sines for every position that can come."""
 
-    def select(self, rows: Tensor) -> "StackState":
-        """The state of these rows alone, copied: (N,) indices, which may repeat."""
-        shifted = None if self.shifted is None else self.shifted[:, :, rows]
-        return StackState(keys=self.keys[:, rows], values=self.values[:, rows], shifted=shifted, rope=self.rope)
-
-    def fill(self, layer: int, k: Tensor, v: Tensor, last: Tensor) -> None:
-        """Keep of k, v (B, T, G, d) what is still seen after position last (B,) of each row."""
-        size, length = self.keys.shape[2], k.shape[1]
-        if length <= size:  # positions after a row's last are overwritten before they can be seen
-            self.keys[layer, :, :length], self.values[layer, :, :length] = k, v
-            return
-        slots = torch.arange(size, device=k.device)
-        source = (last[:, None] - (last[:, None] - slots) % size).clamp(min=0)  # (B, C)
-        index = source.view(*source.shape, 1, 1).expand(-1, -1, *k.shape[2:])
-        self.keys[layer], self.values[layer] = k.gather(1, index), v.gather(1, index)
+def shift_step(x: Tensor, layer: int, part: int, place: Place, state: StackState) -> Tensor:
+    """Token shift for one position a row: (N, D) -> (N, D)."""
+    if state.shifted is None:
+        return x
+    own, moved = x.chunk(2, dim=-1)
+    memory = state.shifted[layer, part]
+    before = memory.clone() if place.rows is None else memory[place.rows]
+    if place.first is True:
+        before = torch.zeros_like(before)
+    elif place.first is not False:
+        before = before.masked_fill(place.first, 0.0)
+    if place.rows is None:
+        memory.copy_(moved)
+    else:
+        memory[place.rows] = moved.to(memory.dtype)
+    return torch.cat((own, before.to(own.dtype)), dim=-1)
 
 
 class Stack(nn.Module):
@@ -267,13 +308,22 @@ class Stack(nn.Module):
             if rows is None:
                 raise ValueError(f'{type(config).__name__}.max_positions must be set for position "learned"')
             self.positions = nn.Parameter(torch.empty(rows, config.dim))
-        self.blocks = cast(list[Block], nn.ModuleList(Block(config) for _ in range(config.num_layers)))
+        self.blocks = cast(list[Block], nn.ModuleList(Block(config, self.reach) for _ in range(config.num_layers)))
         self.norm = make_norm(config.norm, config.dim, config.norm_eps)
+        self._rope: tuple[tuple[int, int, torch.device], tuple[Tensor, Tensor]] | None = None
 
     @property
     def max_positions(self) -> int | None:
         """The longest sequence this stack takes; None: any."""
         return self.config.max_positions if self.config.has_table and not self.reach.isolated else None
+
+    @property
+    def field(self) -> int:
+        """How many positions before its own an output, and the cache, depend on through all layers; patches whole."""
+        sublayers = 2 * self.config.num_layers if self.config.token_shift else 0
+        if self.reach.patch_size is not None:
+            return (self.config.num_layers * (self.reach.lookback > 0) + 1) * self.reach.patch_size
+        return (self.config.num_layers + 1) * (self.reach.window or 0) + sublayers
 
     def index(self, positions: Tensor) -> Tensor:
         """The row of the position tables: within its patch where patches do not see each other."""
@@ -284,40 +334,61 @@ class Stack(nn.Module):
         """ALiBi's slopes (H,), if this stack uses them."""
         return alibi_slopes(self.config.num_heads, device) if self.config.position == "alibi" else None
 
-    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Tables (T, 1, d/2) for these positions, if this stack uses rotary positions."""
+    def rope(self, begin: int, length: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """Tables (T, 1, d/2) for these positions, if this stack uses rotary positions; the last ones are kept."""
         if not self.config.has_rope:
             return None
-        cos, sin = rope_table(positions, self.config.width_of_head, self.config.rope_base)
-        return cos.unsqueeze(-2), sin.unsqueeze(-2)
+        key = (begin, length, device)
+        if self._rope is None or self._rope[0] != key:
+            with torch.inference_mode(False):  # or training could not use what generation left behind
+                positions = self.index(torch.arange(begin, begin + length, device=device))
+                cos, sin = rope_table(positions, self.config.width_of_head, self.config.rope_base)
+            self._rope = key, (cos.unsqueeze(-2), sin.unsqueeze(-2))
+        return self._rope[1]
 
-    def forward(self, x: Tensor, state: StackState | None = None, last: Tensor | None = None) -> Tensor:
-        """(B, T, D) -> (B, T, D). With a state, it is filled up to position `last` (B,) of each row."""
-        positions = self.index(torch.arange(x.shape[1], device=x.device))
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, D) -> (B, T, D), positions 0 to T - 1."""
+        return self.run(x, None, False)[0]
+
+    def extend(
+        self, x: Tensor, past: Past | None, state: StackState | None = None, last: Tensor | None = None
+    ) -> tuple[Tensor, Past]:
+        """(B, T, D) -> (B, T, D) for the T positions after `past` (None: the first), and the past of those after them.
+
+        Where patches see each other through `lookback` or not at all, a stretch has whole patches. With a state, it is
+        filled up to position `last` (B,) of each row. Raises ValueError where attention has no limit and there is a
+        past: then there is no tail to hand on, and all positions have to come at once.
+        """
+        if self.reach.limit is None and past is not None:
+            raise ValueError("a stack whose attention has no limit cannot be extended")
+        h, kept = self.run(x, past, True)
+        begin = past.length if past else 0
+        if state is not None and last is not None:
+            for i, layer in enumerate(kept):
+                state.fill(i, layer, begin, last)
+        back = self.reach.back
+        if back is None:
+            return h, Past(begin + x.shape[1], ())
+        if past is not None and past.layers and x.shape[1] < back:
+            kept = [a.join(b) for a, b in zip(past.layers, kept, strict=True)]
+        return h, Past(begin + x.shape[1], tuple(layer.tail(back) for layer in kept))
+
+    def run(self, x: Tensor, past: Past | None, keep: bool) -> tuple[Tensor, list[Kept]]:
+        """All layers over a stretch of positions."""
+        begin, length = past.length if past else 0, x.shape[1]
         if self.config.has_table:
             # What stands past the table is padding, which no other position sees.
+            positions = self.index(torch.arange(begin, begin + length, device=x.device))
             x = x + self.positions[positions.clamp(max=self.positions.shape[0] - 1)]
-        rope, slopes, x0 = self.rope(positions), self.slopes(x.device), x
+        layers = past.layers if past else ()
+        before = layers[0].keys.shape[1] if layers else 0
+        backend = choose_backend(self.reach, length, x.device, autocast_dtype(x.device) or x.dtype)
+        bias = attention_bias(self.reach, length, before, self.slopes(x.device), backend, x.device)
+        rope, x0, kept = self.rope(begin, length, x.device), x, []
         for i, block in enumerate(self.blocks):
-            x = block.mix_input(x, x0)
-            h = shift_tokens(x, self.reach) if self.config.token_shift else x
-            self.remember(state, i, 0, h, x, last)
-            q, k, v = block.attention.project(narrow(block.attention_norm(h)), rope)
-            if state is not None and last is not None:
-                state.fill(i, k, v, last)
-            mixed = attend(q, k, v, self.reach, slopes)
-            x = x + block.dropout(block.attention.out(mixed.flatten(-2)))
-            h = shift_tokens(x, self.reach) if self.config.token_shift else x
-            self.remember(state, i, 1, h, x, last)
-            x = x + block.dropout(block.mlp(narrow(block.mlp_norm(h))))
-        return self.norm(x)
-
-    def remember(
-        self, state: StackState | None, layer: int, part: int, h: Tensor, x: Tensor, last: Tensor | None
-    ) -> None:
-        """Keep the half of x that token shift hands to the position after `last`."""
-        if state is not None and state.shifted is not None and last is not None:
-            state.shifted[layer, part] = x[torch.arange(x.shape[0], device=x.device), last].chunk(2, dim=-1)[1]
+            x, layer = block(x, x0, rope, bias, backend, layers[i] if layers else None, keep)
+            kept.append(layer)
+        return self.norm(x), kept
 
     def start(self, batch: int, max_positions: int, dtype: torch.dtype, device: torch.device) -> StackState:
         """An empty state for `batch` rows of at most `max_positions` positions."""
@@ -325,7 +396,7 @@ class Stack(nn.Module):
         size, limit = max_positions, self.reach.limit
         if limit is not None:
             size = limit if self.reach.patch_size is not None else min(limit, max(max_positions, 1))
-        shape = (config.num_layers, batch, size, config.groups, config.width_of_head)
+        shape = (config.num_layers, batch, config.groups, size, config.width_of_head)
         shifted = (
             torch.zeros(config.num_layers, 2, batch, config.dim // 2, dtype=dtype, device=device)
             if config.token_shift
@@ -336,51 +407,19 @@ class Stack(nn.Module):
             keys=torch.zeros(shape, dtype=dtype, device=device),
             values=torch.zeros(shape, dtype=dtype, device=device),
             shifted=shifted,
-            rope=self.rope(torch.arange(table or 0, device=device)),
+            rope=self.rope(0, table or 0, device),
         )
 
-    def step(self, x: Tensor, positions: Tensor, state: StackState, rows: Tensor, longest: int) -> Tensor:
-        """One position a row: x (N, D) at `positions` (N,) of the batch's `rows` (N,) -> (N, D).
-
-        `longest` is the largest of the positions, known on the host, so that no full cache is read past it.
-        """
-        index = self.index(positions)
+    def step(self, x: Tensor, positions: Sequence[int], state: StackState, rows: Tensor | None = None) -> Tensor:
+        """One position a row: x (N, D) at `positions` (N) of the batch's `rows` (N,) (None: all) -> (N, D)."""
+        index = [p % self.reach.patch_size for p in positions] if self.reach.isolated else list(positions)
+        place = state.place(self.reach, positions, index, rows, self.slopes(x.device))
         if self.config.has_table:
-            x = x + self.positions[index]
-        rope = None if state.rope is None else (state.rope[0][index], state.rope[1][index])
-        size = state.keys.shape[2]
-        everyone = rows.shape[0] == state.keys.shape[1]
-        seen = min(size, longest + 1)
-        slots = torch.arange(seen, device=x.device)
-        held = positions[:, None] - (positions[:, None] - slots) % size  # the position that each slot holds (N, L)
-        visible = held >= self.reach.first(positions).clamp(min=0)[:, None]
-        bias = bias_between(positions[:, None], held, visible.unsqueeze(1), self.slopes(x.device)).squeeze(2)
-        slot, x0 = positions % size, x
+            x = x + self.positions[torch.tensor(index, device=x.device)]
+        x0 = x
         for i, block in enumerate(self.blocks):
-            x = block.mix_input(x, x0)
-            h = self.shift_step(x, i, 0, positions, state, rows)
-            q, k, v = block.attention.project(narrow(block.attention_norm(h)), rope)
-            keys, values = state.keys[i], state.values[i]
-            keys[rows, slot], values[rows, slot] = k.to(keys.dtype), v.to(values.dtype)
-            keys, values = (c[:, :seen] if everyone else c[rows, :seen] for c in (keys, values))
-            mixed = attend_cached(q, keys, values, bias)
-            x = x + block.attention.out(mixed.flatten(-2))
-            h = self.shift_step(x, i, 1, positions, state, rows)
-            x = x + block.mlp(narrow(block.mlp_norm(h)))
+            x = block.step(x, x0, i, place, state)
         return self.norm(x)
-
-    def shift_step(
-        self, x: Tensor, layer: int, part: int, positions: Tensor, state: StackState, rows: Tensor
-    ) -> Tensor:
-        """Token shift for one position a row."""
-        if state.shifted is None:
-            return x
-        own, moved = x.chunk(2, dim=-1)
-        before = state.shifted[layer, part, rows]
-        if self.reach.patch_size is not None:
-            before = before.masked_fill((positions % self.reach.patch_size == 0).unsqueeze(-1), 0.0)
-        state.shifted[layer, part, rows] = moved.to(before.dtype)
-        return torch.cat((own, before), dim=-1)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

@@ -6,6 +6,7 @@ parent's output, so nothing at or after byte t reaches the logits at t. `forward
 position of each stage; `step` costs the finest stage's weights per byte and a coarser stage's once per patch.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -14,11 +15,16 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from byteloom.layers.patching import Expander, PatchEmbedder
-from byteloom.layers.transformer import Stack, StackState, autocast_dtype
+from byteloom.layers.state import Past, StackState
+from byteloom.layers.transformer import Stack, autocast_dtype
 from byteloom.losses import Loss, cross_entropy, summed_loss
 from byteloom.models.config import ModelConfig
+
+PREFILL_CHUNK = 1 << 16
+"""Bytes of a batch of prompts that finer stages take at a time."""
 
 
 @dataclass
@@ -110,15 +116,51 @@ class Multiscale(nn.Module):
         self.check_length(length)
         return self.logits(self.hidden(ids)[:, :length])
 
-    def loss(self, ids: Tensor, *, mark: Tensor | None = None, counted: Tensor | None = None) -> Loss:
+    def loss(
+        self, ids: Tensor, *, mark: Tensor | None = None, counted: Tensor | None = None, chunk: int | None = None
+    ) -> Loss:
         """Summed nats of ids (B, T) and what they are a sum over.
 
         `mark` (B,) is the mark in force before the first position (default: none), `counted` (B, T) leaves positions
-        out of the sums where it is False; PAD is always left out.
+        out of the sums where it is False; PAD is always left out. `chunk` as in `nats`.
         """
         if ids.shape[1] == 0:
             return summed_loss(self.starts[0].new_zeros(ids.shape), ids)
-        return summed_loss(cross_entropy(self(ids), ids), ids, mark, counted)
+        return summed_loss(self.nats(ids, chunk), ids, mark, counted)
+
+    def nats(self, ids: Tensor, chunk: int | None = None) -> Tensor:
+        """Nats (B, T) of each of ids (B, T).
+
+        With `chunk`, all but the coarsest stage, the head and the loss take about so many bytes of the batch at a time
+        and are run again in the backward pass, save for the last chunk: the memory of their activations does not grow
+        with T. The numbers are the same.
+        """
+        self.check_length(ids.shape[1])
+        batch, length = ids.shape
+        padded = self.pad(ids)
+        h = self.stacks[0](self.inputs(0, padded, None, 0, padded.shape[1] // self.spans[0]))
+        if chunk is None or self.config.late_parent or chunk >= padded.numel():
+            return cross_entropy(self.logits(self.finer(padded, h)[:, :length]), ids)
+        each = math.ceil(h.shape[1] / math.ceil(padded.numel() / chunk))
+        pasts: list[Past | None] = [None] * (len(self.stacks) - 1)
+        nats = []
+        for begin in range(0, h.shape[1], each):
+            part = h[:, begin : begin + each]
+            if torch.is_grad_enabled() and begin + each < h.shape[1]:
+                found, pasts = checkpoint(self.nats_of, padded, part, begin, pasts, use_reentrant=False)
+            else:
+                found, pasts = self.nats_of(padded, part, begin, pasts)
+            nats.append(found)
+        return torch.cat(nats, dim=1)[:, :length]
+
+    def nats_of(
+        self, ids: Tensor, h: Tensor, begin: int, pasts: "list[Past | None]"
+    ) -> "tuple[Tensor, list[Past | None]]":
+        """Nats of the bytes under the coarsest stage's outputs h (B, K, D), whose first position is `begin`."""
+        pasts = list(pasts)
+        span = self.spans[0]
+        h = self.finer(ids, h, begin, pasts)
+        return cross_entropy(self.logits(h), ids[:, begin * span : begin * span + h.shape[1]]), pasts
 
     def check_length(self, length: int) -> None:
         """Raise ValueError where `length` bytes are more than learned positions allow."""
@@ -126,32 +168,62 @@ class Multiscale(nn.Module):
         if limit is not None and length > limit:
             raise ValueError(f"{length} bytes are more than the {limit} that this model's learned positions allow")
 
+    def pad(self, ids: Tensor) -> Tensor:
+        """ids (B, T) with the last patch filled, and at least one; causal: what the padding is cannot matter."""
+        length = max(ids.shape[1], 1)
+        return F.pad(ids, (0, -length % self.spans[0] + length - ids.shape[1]))
+
     def hidden(self, ids: Tensor) -> Tensor:
         """The finest stage's output (B, T', D), T' >= T, with the last patch padded to full."""
-        length = max(ids.shape[1], 1)
-        ids = F.pad(
-            ids, (0, -length % self.spans[0] + length - ids.shape[1])
-        )  # causal: what the padding is cannot matter
-        parent, h = None, ids
-        for i, stack in enumerate(self.stacks):
-            h = stack(self.inputs(i, ids, parent))
-            parent = self.expanders[i](h) if i < len(self.expanders) else None
+        ids = self.pad(ids)
+        return self.finer(ids, self.stacks[0](self.inputs(0, ids, None, 0, ids.shape[1] // self.spans[0])))
+
+    def finer(self, ids: Tensor, h: Tensor, begin: int = 0, pasts: "list[Past | None] | None" = None) -> Tensor:
+        """All stages but the coarsest: from its outputs h (B, K, D), the first at `begin`, to the finest's (B, T', D).
+
+        With `pasts`, one for each of these stages, h goes on where they end, and they are replaced.
+        """
+        for i in range(1, len(self.stacks)):
+            h = self.expanders[i - 1](h)
+            first = begin * self.spans[0] // self.spans[i]
+            x = self.inputs(i, ids, h, first, first + h.shape[1])
+            if pasts is None:
+                h = self.stacks[i](x)
+            else:
+                h, pasts[i - 1] = self.stacks[i].extend(x, pasts[i - 1])
         return self.merge_late(h) if self.config.late_parent else h
 
-    def inputs(self, stage: int, ids: Tensor, parent: Tensor | None) -> Tensor:
-        """The input (B, K, D) of a stage for ids (B, K * span): the sibling before, and a share of the parent."""
-        content = self.embedders[stage](ids)
-        start = self.starts[stage].to(content.dtype)
-        if parent is not None and self.config.late_parent:
-            content = content + parent
-        reach = self.stacks[stage].reach
-        if reach.patch_size is None:
-            x = torch.cat((start.expand(content.shape[0], 1, -1), content[:, :-1]), dim=1)
+    def content(self, stage: int, ids: Tensor, begin: int, end: int) -> Tensor:
+        """What positions begin to end - 1 of a stage stand for, (B, end - begin, D), from all of ids (B, T)."""
+        embedder, span = self.embedders[stage], self.spans[stage]
+        if begin == 0:
+            return embedder(ids[:, : end * span])
+        missing = max(0, embedder.halo - begin * span)
+        ids = F.pad(ids[:, begin * span - embedder.halo + missing : end * span], (missing, 0))
+        real = None if not missing else (torch.arange(ids.shape[1], device=ids.device) >= missing).expand_as(ids)
+        return embedder(ids, embedder.halo, real)
+
+    def inputs(self, stage: int, ids: Tensor, parent: Tensor | None, begin: int, end: int) -> Tensor:
+        """The input of positions begin to end - 1 of a stage: the sibling before, and a share of the parent (B, K, D).
+
+        Where the stage has patches, begin and end are their borders.
+        """
+        start, reach = self.starts[stage], self.stacks[stage].reach
+        if reach.patch_size is None and begin:
+            x = self.content(stage, ids, begin - 1, end - 1)
+        elif reach.patch_size is None:
+            x = self.content(stage, ids, 0, end)[:, :-1]
+            x = torch.cat((start.to(x.dtype).expand(x.shape[0], 1, -1), x), dim=1)
         else:
+            content = self.content(stage, ids, begin, end)
+            if parent is not None and self.config.late_parent:
+                content = content + parent
             content = rearrange(content, "b (k p) d -> b k p d", p=self.config.siblings(stage))
-            first = start.expand(*content.shape[:2], 1, -1)
+            first = start.to(content.dtype).expand(*content.shape[:2], 1, -1)
             x = torch.cat((first, content), dim=2)[:, :, : reach.patch_size].flatten(1, 2)
-        return x if parent is None or self.config.late_parent else x + parent
+        late = self.config.late_parent and reach.patch_size is not None
+        x = x.to(start.dtype)  # under autocast too the stream between layers is as wide as the weights
+        return x if parent is None or late else x + parent
 
     def merge_late(self, h: Tensor) -> Tensor:
         """Of P + 1 outputs a patch (B, K * (P + 1), D), those that predict bytes 0, 1, ... (B, K * P + 1, D)."""
@@ -176,7 +248,10 @@ class Multiscale(nn.Module):
         max_length = self.config.context if max_length is None else max_length
         self.check_length(max_length)
         weight = self.starts[0]
-        device, dtype = weight.device, autocast_dtype(weight.device) or weight.dtype
+        # On CPUs attention of one query is five times as fast in fp32 as in bf16, so caches stay in fp32 there.
+        device, dtype = weight.device, weight.dtype
+        if device.type != "cpu":
+            dtype = autocast_dtype(device) or dtype
         stacks, parents = [], []
         for i, stack in enumerate(self.stacks):
             positions = max_length // self.spans[i] + 1
@@ -191,7 +266,7 @@ class Multiscale(nn.Module):
             parents=parents,
             logits=torch.empty(batch, self.config.vocab_size, device=device),
         )
-        self.advance(state)
+        self.advance(state, range(batch))
         return state
 
     def room(self, state: State) -> int:
@@ -200,89 +275,109 @@ class Multiscale(nn.Module):
         return state.ids.shape[1] if limit is None else min(state.ids.shape[1], limit - 1)
 
     @torch.no_grad()
-    def step(self, ids: Tensor, state: State) -> Tensor:
-        """Append ids (B,), one byte a row, and return the logits (B, V) of the byte after it. Changes `state`.
+    def step(self, ids: Tensor, state: State, rows: Sequence[int] | None = None) -> Tensor:
+        """Append ids (N,), one byte to each of `rows` (None: to all), and return the logits (B, V) of the next bytes.
 
-        Raises ValueError where a row is full.
+        Changes `state`, whose rows stand where they stood if they are not named. Raises ValueError where a row is full.
         """
-        if int(state.lengths.max()) >= self.room(state):
+        lengths = state.lengths.tolist()
+        chosen = range(len(lengths)) if rows is None else rows
+        if max(lengths[row] for row in chosen) >= self.room(state):
             raise ValueError(f"the state is full: it has room for {self.room(state)} bytes a row")
-        rows = torch.arange(ids.shape[0], device=ids.device)
-        state.ids[rows, state.lengths.to(ids.device)] = ids
-        state.lengths = state.lengths + 1
+        if rows is None and min(lengths) == max(lengths):
+            state.ids[:, lengths[0]] = ids
+        else:
+            places = torch.tensor([[row, lengths[row]] for row in chosen], device=state.ids.device)
+            state.ids[places[:, 0], places[:, 1]] = ids
+        if rows is None:
+            state.lengths += 1
+        else:
+            state.lengths[torch.as_tensor(rows)] += 1
         if self.config.late_parent:
-            self.finish_late(state)
-        self.advance(state)
+            self.finish_late(state, chosen)
+        self.advance(state, chosen)
         return state.logits
 
-    def advance(self, state: State) -> None:
-        """Run each stage in the rows where its next position begins, coarsest first."""
+    def advance(self, state: State, rows: Sequence[int]) -> None:
+        """Run each stage in those of `rows` where its next position begins, coarsest first."""
+        lengths = state.lengths.tolist()
         for i, span in enumerate(self.spans):
-            due = (state.lengths % span == 0).nonzero().flatten()
-            if due.numel():
-                positions = state.lengths[due] // span
-                self.run(i, due, positions, state)
+            due = [row for row in rows if lengths[row] % span == 0]
+            if due:
+                self.run(i, due, [lengths[row] // span for row in due], state)
 
-    def run(self, stage: int, rows: Tensor, positions: Tensor, state: State) -> None:
-        """Run `positions` (N,) of a stage in these rows (N,), both on the host."""
-        device = state.ids.device
-        stack, longest = self.stacks[stage], int(positions.max())
-        siblings = self.config.siblings(stage)
-        first = positions == 0 if stack.reach.patch_size is None else positions % siblings == 0
-        everywhere = bool(first.all())
-        # With late parents a patch's first byte was predicted by the patch before, save in the first patch.
-        kept = ((positions == 0) | ~first).nonzero().flatten().to(device)
-        rows, positions, first = (x.to(device) for x in (rows, positions, first))
-        x = self.starts[stage].expand(rows.shape[0], -1)
-        late = self.config.late_parent
-        if not everywhere:
-            content = self.last_content(stage, rows, positions, state)
+    def run(self, stage: int, rows: Sequence[int], positions: list[int], state: State) -> None:
+        """Run `positions` (N) of a stage in these rows (N)."""
+        stack, siblings, device = self.stacks[stage], self.config.siblings(stage), state.ids.device
+        patch, late = siblings if stack.reach.patch_size is not None else 0, self.config.late_parent
+        some = None if len(rows) == state.ids.shape[0] else torch.tensor(rows, device=device)
+        where: Tensor | slice = slice(None) if some is None else some
+        every = torch.arange(len(rows), device=device) if some is None else some
+        first = [p % patch == 0 if patch else p == 0 for p in positions]
+        child = [p % siblings for p in positions] if siblings else [0]
+        x = self.starts[stage].expand(len(rows), -1)
+        if not all(first):
+            content = self.last_content(stage, some, positions, state)
             if siblings and late:
-                content = content + state.parents[stage - 1][rows, (positions - 1) % siblings]
-            x = torch.where(first.unsqueeze(-1), x.to(content.dtype), content)
+                content = content + state.parents[stage - 1][every, torch.tensor(child, device=device) - 1]
+            mask = torch.tensor(first, device=device).unsqueeze(-1) if any(first) else None
+            x = content if mask is None else torch.where(mask, x.to(content.dtype), content)
         if siblings and not late:
-            x = x + state.parents[stage - 1][rows, positions % siblings]
+            parents = state.parents[stage - 1]
+            if min(child) == max(child):
+                x = x + parents[where, child[0]]
+            else:
+                x = x + parents[every, torch.tensor(child, device=device)]
         if self.is_late(stage):
-            positions = positions + positions // siblings  # a patch has one position more
-            longest = longest + longest // siblings
-        h = stack.step(x, positions, state.stacks[stage], rows, longest)
+            positions = [p + p // siblings for p in positions]  # a patch has one position more
+        h = stack.step(x, positions, state.stacks[stage], some)
         if stage < len(self.expanders):
             share = self.expanders[stage](h.unsqueeze(1))
-            state.parents[stage][rows] = share.to(state.parents[stage].dtype)
-        elif late:
-            state.logits[rows[kept]] = self.logits(h[kept]).to(state.logits.dtype)
-        else:
-            state.logits[rows] = self.logits(h).to(state.logits.dtype)
+            state.parents[stage][where] = share.to(state.parents[stage].dtype)
+            return
+        logits = self.logits(h).to(state.logits.dtype)
+        if not late:
+            state.logits[where] = logits
+            return
+        # With late parents a patch's first byte was predicted by the patch before, save in the first patch.
+        kept = [i for i, p in enumerate(child) if p or not positions[i]]
+        state.logits[torch.tensor(rows, device=device)[kept]] = logits[kept]
 
-    def last_content(self, stage: int, rows: Tensor, positions: Tensor, state: State) -> Tensor:
-        """What the position before each of `positions` stands for, (N, D)."""
+    def last_content(self, stage: int, rows: Tensor | None, positions: Sequence[int], state: State) -> Tensor:
+        """What the position before each of `positions` (N) of the rows (N,) (None: all) stands for, (N, D)."""
         span, embedder = self.spans[stage], self.embedders[stage]
-        back = torch.arange(-embedder.halo - span, 0, device=rows.device)
-        places = positions[:, None] * span + back
-        ids = state.ids[rows[:, None], places.clamp(min=0)]
+        begin, end = (positions[0] - 1) * span - embedder.halo, positions[0] * span
+        if rows is None and begin >= 0 and min(positions) == max(positions):
+            return embedder(state.ids[:, begin:end], embedder.halo).squeeze(1)
+        device = state.ids.device
+        back = torch.arange(-embedder.halo - span, 0, device=device)
+        places = torch.tensor(positions, device=device)[:, None] * span + back
+        every = torch.arange(len(positions), device=device) if rows is None else rows
+        ids = state.ids[every[:, None], places.clamp(min=0)]
         return embedder(ids, embedder.halo, places >= 0).squeeze(1)
 
-    def finish_late(self, state: State) -> None:
+    def finish_late(self, state: State, rows: Sequence[int]) -> None:
         """Where a patch is full, its extra position predicts the first byte of the next one."""
         stage, siblings = len(self.stacks) - 1, self.config.siblings(len(self.stacks) - 1)
-        rows = (state.lengths % siblings == 0).nonzero().flatten()
-        if rows.numel() == 0:
+        lengths = state.lengths.tolist()
+        rows = [row for row in rows if lengths[row] % siblings == 0]
+        if not rows:
             return
-        lengths = state.lengths[rows]
-        device_rows, positions = rows.to(state.ids.device), lengths.to(state.ids.device)
-        content = self.last_content(stage, device_rows, positions, state)
-        x = content + state.parents[stage - 1][device_rows, siblings - 1]
-        index = positions + positions // siblings - 1
-        longest = int(lengths.max()) * (siblings + 1) // siblings - 1
-        h = self.stacks[stage].step(x, index, state.stacks[stage], device_rows, longest)
-        state.logits[device_rows] = self.logits(h).to(state.logits.dtype)
+        some, positions = torch.tensor(rows, device=state.ids.device), [lengths[row] for row in rows]
+        x = self.last_content(stage, some, positions, state) + state.parents[stage - 1][some, siblings - 1]
+        index = [p + p // siblings - 1 for p in positions]
+        h = self.stacks[stage].step(x, index, state.stacks[stage], some)
+        state.logits[some] = self.logits(h).to(state.logits.dtype)
 
     @torch.no_grad()
-    def prefill(self, ids: Tensor, lengths: Tensor | Sequence[int], state: State) -> Tensor:
+    def prefill(
+        self, ids: Tensor, lengths: Tensor | Sequence[int], state: State, chunk: int = PREFILL_CHUNK
+    ) -> Tensor:
         """Take the prompts ids (B, T), of which row b has lengths[b] bytes, at once; return logits (B, V) as `step`.
 
-        `state` must be fresh from `start`. What stands right of a row's prompt is ignored. Where patches do not see
-        each other only the unfinished patch of a finer stage is run, so a long prompt costs little more than stage 0.
+        `state` must be fresh from `start`. What stands right of a row's prompt is ignored. Finer stages run only over
+        what can still be seen: their last patch, or the stretch that their windows reach through all layers, about
+        `chunk` bytes of the batch at a time; so a long prompt costs little more than stage 0.
         Raises ValueError where a prompt does not fit or the state is not fresh.
         """
         lengths = torch.as_tensor(lengths, device="cpu")
@@ -300,32 +395,49 @@ class Multiscale(nn.Module):
         ids = ids[:, :longest]
         state.ids[:, :longest] = ids
         state.lengths = lengths.clone()
-        device = state.ids.device
+        device, span = state.ids.device, self.spans[0]
         rows, ends = torch.arange(ids.shape[0], device=device), lengths.to(device)
-        ids = F.pad(ids, (0, (longest // self.spans[0] + 1) * self.spans[0] - longest))
-        # From this stage on, patches are isolated in all finer stages too, so that the last patch is enough.
+        ids = F.pad(ids, (0, (longest // span + 1) * span - longest))
+        h, _ = self.stacks[0].extend(
+            self.inputs(0, ids, None, 0, ids.shape[1] // span), None, state.stacks[0], ends // span
+        )
+        current = [h[rows, ends // span], *(None for _ in self.stacks[1:])]
+        # From the stage after this one on, patches are isolated, so that the last patch is enough.
         connected = max(i for i, stack in enumerate(self.stacks) if i == 0 or not stack.reach.isolated)
         connected = len(self.stacks) - 1 if self.config.late_parent else connected
-        parent, h = None, ids
-        for i, stack in enumerate(self.stacks):
-            place = ends // self.spans[i]
-            if i <= connected:
-                x = self.inputs(i, ids, parent)
+        need = int(lengths.min())  # bytes: what comes before need not be right
+        for i in range(connected, 0, -1):
+            need -= (self.stacks[i].field + 1) * self.spans[i]
+        first = 0 if self.config.late_parent else max(0, need // span)
+        each = h.shape[1] if self.config.late_parent else max(1, chunk // (len(rows) * span))
+        pasts: list[Past | None] = [Past(first * span // s, ()) for s in self.spans[1:]] if first else []
+        pasts = pasts or [None] * (len(self.stacks) - 1)
+        for begin in range(first, h.shape[1], each) if connected else ():
+            below = h[:, begin : begin + each]
+            for i in range(1, connected + 1):
+                below = self.expanders[i - 1](below)
+                start = begin * span // self.spans[i]
+                x = self.inputs(i, ids, below, start, start + below.shape[1])
+                place = ends // self.spans[i]
                 last = place + place // self.config.siblings(i) if self.is_late(i) else place
-                h = stack(x, state.stacks[i], last)
-                current = h[rows, last]
-            else:
-                siblings = self.config.siblings(i)
+                below, pasts[i - 1] = self.stacks[i].extend(x, pasts[i - 1], state.stacks[i], last)
+                if self.is_late(i):
+                    below, place = self.merge_late(below), ends
+                inside = ((place >= start) & (place < start + below.shape[1])).unsqueeze(-1)
+                found = below[rows, (place - start).clamp(0, below.shape[1] - 1)]
+                current[i] = found if current[i] is None else torch.where(inside, found, current[i])
+        for i in range(len(self.stacks)):
+            h = current[i]
+            if h is None:
+                siblings, place = self.config.siblings(i), ends // self.spans[i]
                 x = self.patch_inputs(i, ids, place // siblings) + state.parents[i - 1]
-                current = stack(x, state.stacks[i], place % siblings)[rows, place % siblings]
+                h, _ = self.stacks[i].extend(x, None, state.stacks[i], place % siblings)
+                h = h[rows, place % siblings]
             if i < len(self.expanders):
-                share = self.expanders[i](current.unsqueeze(1))
+                share = self.expanders[i](h.unsqueeze(1))
                 state.parents[i][:] = share.to(state.parents[i].dtype)
-                parent = self.expanders[i](h) if i < connected else None
-            elif self.config.late_parent:
-                state.logits[:] = self.logits(self.merge_late(h)[rows, ends]).to(state.logits.dtype)
             else:
-                state.logits[:] = self.logits(current).to(state.logits.dtype)
+                state.logits[:] = self.logits(h).to(state.logits.dtype)
         return state.logits
 
     def is_late(self, stage: int) -> bool:
