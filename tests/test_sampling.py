@@ -12,7 +12,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from byteloom.sampling import SamplingConfig, Utf8, filter_logits, penalize, sample
+from byteloom.sampling import Noise, SamplingConfig, Utf8, choose, filter_logits, penalize, sample
 
 
 @settings(max_examples=100)
@@ -42,32 +42,43 @@ def test_the_repetition_penalty_agrees_with_transformers(seed: int, penalty: flo
     generator = torch.Generator().manual_seed(seed)
     logits, ids = torch.randn(3, 20, generator=generator), torch.randint(0, 20, (3, 7), generator=generator)
     expected = RepetitionPenaltyLogitsProcessor(penalty)(ids, logits.clone())
-    torch.testing.assert_close(penalize(logits, ids, torch.full((3,), 7), penalty), expected)
-    short = penalize(logits, ids, torch.tensor([0, 3, 7]), penalty)
-    torch.testing.assert_close(short[0], logits[0])
-    torch.testing.assert_close(short[1:2], RepetitionPenaltyLogitsProcessor(penalty)(ids[1:2, :3], logits[1:2].clone()))
+    occurred = torch.zeros(3, 20, dtype=torch.bool).scatter(1, ids, True)
+    torch.testing.assert_close(penalize(logits, occurred, penalty), expected)
+    torch.testing.assert_close(penalize(logits, torch.zeros_like(occurred), penalty), logits)
 
 
 def test_draws_have_the_models_distribution() -> None:
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0])
     logits = probabilities.log().expand(20000, -1)
-    generators = [torch.Generator().manual_seed(row) for row in range(20000)]
-    counts = torch.bincount(sample(logits, SamplingConfig(), generators), minlength=5) / 20000
+    noise = torch.empty(20000, 5).exponential_(generator=torch.Generator().manual_seed(0))
+    counts = torch.bincount(sample(logits, noise), minlength=5) / 20000
     torch.testing.assert_close(counts, probabilities, atol=0.012, rtol=0)
     assert counts[4] == 0
 
 
-def test_a_row_draws_in_a_batch_as_alone() -> None:
-    logits = torch.randn(5, 30)
-    together = sample(logits, SamplingConfig(), [torch.Generator().manual_seed(row) for row in range(5)])
-    alone = [int(sample(logits[r : r + 1], SamplingConfig(), [torch.Generator().manual_seed(r)])) for r in range(5)]
-    assert together.tolist() == alone
+def test_noise_depends_on_the_seed_and_the_draw_alone() -> None:
+    cpu = torch.device("cpu")
+    together = Noise([5, 6, 7], 30, cpu)
+    first = [together.take([0, 1, 2], 3), together.take([1], 1), together.take([0, 1, 2], 20)]
+    alone = Noise([6], 30, cpu).take([0], 24)
+    torch.testing.assert_close(torch.cat((first[0][:, 1], first[1][:, 0], first[2][:, 1])), alone[:, 0])
+    torch.testing.assert_close(torch.cat((first[0][:, 2], first[2][:, 2])), Noise([7], 30, cpu).take([0], 23)[:, 0])
+    assert 0.9 < float(Noise([8], 1000, cpu).take([0], 9).mean()) < 1.1
 
 
 def test_temperature_zero_takes_the_likeliest() -> None:
     config = SamplingConfig(temperature=0, top_k=3)
     logits = torch.randn(5, 30)
-    assert sample(filter_logits(logits, config), config, []).tolist() == logits.argmax(-1).tolist()
+    assert sample(filter_logits(logits, config), None).tolist() == logits.argmax(-1).tolist()
+
+
+def test_what_is_not_allowed_is_never_chosen() -> None:
+    logits, allowed = torch.randn(50, 30), torch.rand(50, 30) < 0.3
+    allowed[:, 0] = True
+    occurred, noise = torch.rand(50, 30) < 0.5, torch.empty(50, 30).exponential_()
+    for draw in (None, noise):
+        chosen = choose(logits, allowed, occurred, draw, SamplingConfig(repetition_penalty=1.2, top_p=0.9))
+        assert allowed[torch.arange(50), chosen].all()
 
 
 @pytest.mark.parametrize(

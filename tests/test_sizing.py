@@ -77,7 +77,7 @@ def test_parameters_and_caches_are_exact(config: ModelConfig) -> None:
     state = model.start(2, config.context)
     held = [state.ids, state.logits, *state.parents]
     for stack in state.stacks:
-        held += [stack.keys, stack.values, *(stack.rope or ())] + ([] if stack.shifted is None else [stack.shifted])
+        held += stack.tensors()
     assert memory(config, batch_size=2)["caches"] == sum(tensor.nbytes for tensor in held)
 
 

@@ -35,11 +35,8 @@ class SamplingConfig:
             raise ValueError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0 (1: off)")
 
 
-def penalize(logits: Tensor, ids: Tensor, lengths: Tensor, penalty: float) -> Tensor:
-    """Makes ids that have occurred less likely: logits (B, V), ids (B, T) of which row b has lengths[b] -> (B, V)."""
-    beyond = torch.arange(ids.shape[1], device=ids.device) >= lengths.unsqueeze(1)
-    occurred = torch.zeros(logits.shape[0], logits.shape[1] + 1, dtype=torch.bool, device=logits.device)
-    occurred = occurred.scatter(1, ids.masked_fill(beyond, logits.shape[1]), True)[:, :-1]  # last column: no id at all
+def penalize(logits: Tensor, occurred: Tensor, penalty: float) -> Tensor:
+    """Makes ids that have occurred less likely: logits (B, V), occurred (B, V) bool -> (B, V)."""
     return torch.where(occurred, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
@@ -65,13 +62,45 @@ def filter_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
     return logits
 
 
-def sample(logits: Tensor, config: SamplingConfig, generators: Sequence[torch.Generator]) -> Tensor:
-    """Draws one id a row from filtered logits (B, V) -> (B,). Row b uses generators[b]: it draws as it does alone."""
-    if config.temperature == 0:
+def sample(logits: Tensor, noise: Tensor | None) -> Tensor:
+    """One id a row from filtered logits (B, V) -> (B,): the likeliest, or drawn with `noise` (B, V) from Exp(1)."""
+    if noise is None:
         return logits.argmax(-1)
     # Exponential race: argmax of p / e with e ~ Exp(1) is distributed as p, without a sum that rounding can exceed.
-    noise = torch.stack([torch.empty_like(logits[0]).exponential_(generator=g) for g in generators])
     return (logits.softmax(-1) / noise).argmax(-1)
+
+
+def choose(
+    logits: Tensor, allowed: Tensor, occurred: Tensor | None, noise: Tensor | None, config: SamplingConfig
+) -> Tensor:
+    """All of it: logits (B, V), where `allowed` (V,) or (B, V) is True, to ids (B,)."""
+    logits = logits.float()
+    if occurred is not None:
+        logits = penalize(logits, occurred, config.repetition_penalty)
+    return sample(filter_logits(logits.masked_fill(~allowed, -torch.inf), config), noise)
+
+
+class Noise:
+    """What rows draw with: a row's k-th draw depends on its seed and k alone, not on the rows beside it."""
+
+    BLOCK = 16
+
+    def __init__(self, seeds: Sequence[int], vocab_size: int, device: torch.device):
+        self.size, self.device = vocab_size, device
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self.blocks = [torch.empty(0, vocab_size, device=device) for _ in seeds]
+
+    def take(self, rows: Sequence[int], count: int) -> Tensor:
+        """The next `count` draws of these rows, (count, N, V)."""
+        taken = []
+        for row in rows:
+            while len(self.blocks[row]) < count:
+                fresh = torch.empty(self.BLOCK, self.size, device=self.device)
+                fresh.exponential_(generator=self.generators[row])
+                self.blocks[row] = torch.cat((self.blocks[row], fresh))
+            taken.append(self.blocks[row][:count])
+            self.blocks[row] = self.blocks[row][count:]
+        return torch.stack(taken, dim=1)
 
 
 @dataclass
@@ -97,8 +126,8 @@ class Utf8:
         """(B,) bool: the row stands between characters."""
         return self.state == 0
 
-    def allowed(self, left: int) -> Tensor:
-        """(B, 256) bool: bytes after which the character can still be finished with `left` bytes in all.
+    def allowed(self, left: Tensor | int) -> Tensor:
+        """(B, 256) bool: bytes after which the character can still be finished with `left` (B, 1) bytes in all.
 
         Where a character was begun that needs more than that, the bytes that go on with it.
         """

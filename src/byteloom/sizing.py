@@ -120,7 +120,7 @@ def memory(
     state = model.start(batch_size, context)
     tensors = [state.ids, state.logits, *state.parents]
     for stack in state.stacks:
-        tensors += [stack.keys, stack.values, *([] if stack.shifted is None else [stack.shifted]), *(stack.rope or ())]
+        tensors += stack.tensors()
     return {
         "weights": 4 * parameters,
         "gradients": 4 * parameters,

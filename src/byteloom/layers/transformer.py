@@ -261,31 +261,13 @@ class Block(nn.Module):
     def step(self, x: Tensor, x0: Tensor, layer: int, place: Place, state: StackState) -> Tensor:
         """One position a row: (N, D) -> (N, D). The slow twin is `forward`."""
         x = self.mix_input(x, x0)
-        h = shift_step(x, layer, 0, place, state)
+        h = state.shift(x, layer, 0, place) if self.token_shift else x
         q, k, v = self.attention.project(narrow(self.attention_norm(h)), place.rope)
         keys, values = state.write(layer, k, v, place)
         mixed = attend_cached(q.to(keys.dtype), keys, values, place.bias)
         x = x + self.attention.out(mixed.flatten(-2))
-        h = shift_step(x, layer, 1, place, state)
+        h = state.shift(x, layer, 1, place) if self.token_shift else x
         return x + self.mlp(narrow(self.mlp_norm(h)))
-
-
-def shift_step(x: Tensor, layer: int, part: int, place: Place, state: StackState) -> Tensor:
-    """Token shift for one position a row: (N, D) -> (N, D)."""
-    if state.shifted is None:
-        return x
-    own, moved = x.chunk(2, dim=-1)
-    memory = state.shifted[layer, part]
-    before = memory.clone() if place.rows is None else memory[place.rows]
-    if place.first is True:
-        before = torch.zeros_like(before)
-    elif place.first is not False:
-        before = before.masked_fill(place.first, 0.0)
-    if place.rows is None:
-        memory.copy_(moved)
-    else:
-        memory[place.rows] = moved.to(memory.dtype)
-    return torch.cat((own, before.to(own.dtype)), dim=-1)
 
 
 class Stack(nn.Module):
@@ -396,17 +378,16 @@ class Stack(nn.Module):
         size, limit = max_positions, self.reach.limit
         if limit is not None:
             size = limit if self.reach.patch_size is not None else min(limit, max(max_positions, 1))
-        shape = (config.num_layers, batch, config.groups, size, config.width_of_head)
-        shifted = (
-            torch.zeros(config.num_layers, 2, batch, config.dim // 2, dtype=dtype, device=device)
-            if config.token_shift
-            else None
-        )
         table = self.reach.patch_size if self.reach.isolated else max_positions
+
+        def zeros(*shape: int) -> list[Tensor]:
+            return [torch.zeros(batch, *shape, dtype=dtype, device=device) for _ in self.blocks]
+
+        half = config.dim // 2
         return StackState(
-            keys=torch.zeros(shape, dtype=dtype, device=device),
-            values=torch.zeros(shape, dtype=dtype, device=device),
-            shifted=shifted,
+            keys=zeros(config.groups, size, config.width_of_head),
+            values=zeros(config.groups, size, config.width_of_head),
+            shifted=list(zip(zeros(half), zeros(half), strict=True)) if config.token_shift else [],
             rope=self.rope(0, table or 0, device),
         )
 
@@ -416,6 +397,17 @@ class Stack(nn.Module):
         place = state.place(self.reach, positions, index, rows, self.slopes(x.device))
         if self.config.has_table:
             x = x + self.positions[torch.tensor(index, device=x.device)]
+        return self.walk(x, place, state)
+
+    def step_on_device(self, x: Tensor, positions: Tensor, state: StackState) -> Tensor:
+        """As `step` of all rows, with positions (N,) on the device: shapes and Python's path never change."""
+        place = state.place_of(self.reach, positions, self.slopes(x.device))
+        if self.config.has_table:
+            x = x + self.positions[self.index(positions)]
+        return self.walk(x, place, state)
+
+    def walk(self, x: Tensor, place: Place, state: StackState) -> Tensor:
+        """All layers for one position a row, (N, D) -> (N, D)."""
         x0 = x
         for i, block in enumerate(self.blocks):
             x = block.step(x, x0, i, place, state)

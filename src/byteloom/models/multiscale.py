@@ -8,7 +8,6 @@ position of each stage; `step` costs the finest stage's weights per byte and a c
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -18,40 +17,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from byteloom.layers.patching import Expander, PatchEmbedder
-from byteloom.layers.state import Past, StackState
-from byteloom.layers.transformer import Stack, autocast_dtype
+from byteloom.layers.state import Past
+from byteloom.layers.transformer import Stack
 from byteloom.losses import Loss, cross_entropy, summed_loss
+from byteloom.models import decoding
 from byteloom.models.config import ModelConfig
-
-PREFILL_CHUNK = 1 << 16
-"""Bytes of a batch of prompts that finer stages take at a time."""
-
-
-@dataclass
-class State:
-    """Where a batch of sequences stands, and what each stage remembers of it."""
-
-    ids: Tensor
-    """(B, max_length), the bytes so far."""
-    lengths: Tensor
-    """(B,) on the host: bytes so far in each row, so that no step has to ask the device."""
-    stacks: list[StackState]
-    """One for each stage."""
-    parents: list[Tensor]
-    """For each stage but the coarsest, (B, P, D): what the current parent gives to each of its children."""
-    logits: Tensor
-    """(B, V), of each row's next byte."""
-
-    def select(self, rows: Tensor | Sequence[int]) -> "State":
-        """The state of these rows alone, copied: (N,) indices, which may repeat."""
-        rows = torch.as_tensor(rows, device=self.ids.device)
-        return State(
-            ids=self.ids[rows],
-            lengths=self.lengths[rows.cpu()],
-            stacks=[stack.select(rows) for stack in self.stacks],
-            parents=[parent[rows] for parent in self.parents],
-            logits=self.logits[rows],
-        )
+from byteloom.models.decoding import State
 
 
 class Multiscale(nn.Module):
@@ -136,7 +107,7 @@ class Multiscale(nn.Module):
         with T. The numbers are the same.
         """
         self.check_length(ids.shape[1])
-        batch, length = ids.shape
+        length = ids.shape[1]
         padded = self.pad(ids)
         h = self.stacks[0](self.inputs(0, padded, None, 0, padded.shape[1] // self.spans[0]))
         if chunk is None or self.config.late_parent or chunk >= padded.numel():
@@ -237,141 +208,19 @@ class Multiscale(nn.Module):
         cap = self.config.logit_cap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    # -- one byte at a time ------------------------------------------------------------------------------------------
+    # -- one byte at a time: models/decoding.py ----------------------------------------------------------------------
 
-    @torch.no_grad()
-    def start(self, batch: int, max_length: int | None = None) -> State:
+    def start(self, batch: int, max_length: int | None = None, compiled: bool = False) -> State:
         """A state for `batch` empty rows that take up to `max_length` bytes (default: the config's context).
 
-        Its `logits` (B, V) are those of the first byte. Raises ValueError where learned positions end before.
+        Its `logits` (B, V) are those of the first byte. `compiled` runs a stage that all rows enter together as one
+        function compiled by torch.compile: some seconds a stage at first, then two to four times as fast on a CPU.
+        Raises ValueError where learned positions end before.
         """
-        max_length = self.config.context if max_length is None else max_length
-        self.check_length(max_length)
-        weight = self.starts[0]
-        # On CPUs attention of one query is five times as fast in fp32 as in bf16, so caches stay in fp32 there.
-        device, dtype = weight.device, weight.dtype
-        if device.type != "cpu":
-            dtype = autocast_dtype(device) or dtype
-        stacks, parents = [], []
-        for i, stack in enumerate(self.stacks):
-            positions = max_length // self.spans[i] + 1
-            if i:
-                siblings = self.config.siblings(i)
-                parents.append(torch.zeros(batch, siblings, self.config.stages[i].dim, dtype=dtype, device=device))
-            stacks.append(stack.start(batch, positions, dtype, device))
-        state = State(
-            ids=torch.zeros(batch, max_length, dtype=torch.long, device=device),
-            lengths=torch.zeros(batch, dtype=torch.long),
-            stacks=stacks,
-            parents=parents,
-            logits=torch.empty(batch, self.config.vocab_size, device=device),
-        )
-        self.advance(state, range(batch))
-        return state
+        return decoding.start(self, batch, max_length, compiled)
 
-    def room(self, state: State) -> int:
-        """The most bytes a row can have and still be asked for the next: a learned table has no row after its last."""
-        limit = self.config.max_length
-        return state.ids.shape[1] if limit is None else min(state.ids.shape[1], limit - 1)
-
-    @torch.no_grad()
-    def step(self, ids: Tensor, state: State, rows: Sequence[int] | None = None) -> Tensor:
-        """Append ids (N,), one byte to each of `rows` (None: to all), and return the logits (B, V) of the next bytes.
-
-        Changes `state`, whose rows stand where they stood if they are not named. Raises ValueError where a row is full.
-        """
-        lengths = state.lengths.tolist()
-        chosen = range(len(lengths)) if rows is None else rows
-        if max(lengths[row] for row in chosen) >= self.room(state):
-            raise ValueError(f"the state is full: it has room for {self.room(state)} bytes a row")
-        if rows is None and min(lengths) == max(lengths):
-            state.ids[:, lengths[0]] = ids
-        else:
-            places = torch.tensor([[row, lengths[row]] for row in chosen], device=state.ids.device)
-            state.ids[places[:, 0], places[:, 1]] = ids
-        if rows is None:
-            state.lengths += 1
-        else:
-            state.lengths[torch.as_tensor(rows)] += 1
-        if self.config.late_parent:
-            self.finish_late(state, chosen)
-        self.advance(state, chosen)
-        return state.logits
-
-    def advance(self, state: State, rows: Sequence[int]) -> None:
-        """Run each stage in those of `rows` where its next position begins, coarsest first."""
-        lengths = state.lengths.tolist()
-        for i, span in enumerate(self.spans):
-            due = [row for row in rows if lengths[row] % span == 0]
-            if due:
-                self.run(i, due, [lengths[row] // span for row in due], state)
-
-    def run(self, stage: int, rows: Sequence[int], positions: list[int], state: State) -> None:
-        """Run `positions` (N) of a stage in these rows (N)."""
-        stack, siblings, device = self.stacks[stage], self.config.siblings(stage), state.ids.device
-        patch, late = siblings if stack.reach.patch_size is not None else 0, self.config.late_parent
-        some = None if len(rows) == state.ids.shape[0] else torch.tensor(rows, device=device)
-        where: Tensor | slice = slice(None) if some is None else some
-        every = torch.arange(len(rows), device=device) if some is None else some
-        first = [p % patch == 0 if patch else p == 0 for p in positions]
-        child = [p % siblings for p in positions] if siblings else [0]
-        x = self.starts[stage].expand(len(rows), -1)
-        if not all(first):
-            content = self.last_content(stage, some, positions, state)
-            if siblings and late:
-                content = content + state.parents[stage - 1][every, torch.tensor(child, device=device) - 1]
-            mask = torch.tensor(first, device=device).unsqueeze(-1) if any(first) else None
-            x = content if mask is None else torch.where(mask, x.to(content.dtype), content)
-        if siblings and not late:
-            parents = state.parents[stage - 1]
-            if min(child) == max(child):
-                x = x + parents[where, child[0]]
-            else:
-                x = x + parents[every, torch.tensor(child, device=device)]
-        if self.is_late(stage):
-            positions = [p + p // siblings for p in positions]  # a patch has one position more
-        h = stack.step(x, positions, state.stacks[stage], some)
-        if stage < len(self.expanders):
-            share = self.expanders[stage](h.unsqueeze(1))
-            state.parents[stage][where] = share.to(state.parents[stage].dtype)
-            return
-        logits = self.logits(h).to(state.logits.dtype)
-        if not late:
-            state.logits[where] = logits
-            return
-        # With late parents a patch's first byte was predicted by the patch before, save in the first patch.
-        kept = [i for i, p in enumerate(child) if p or not positions[i]]
-        state.logits[torch.tensor(rows, device=device)[kept]] = logits[kept]
-
-    def last_content(self, stage: int, rows: Tensor | None, positions: Sequence[int], state: State) -> Tensor:
-        """What the position before each of `positions` (N) of the rows (N,) (None: all) stands for, (N, D)."""
-        span, embedder = self.spans[stage], self.embedders[stage]
-        begin, end = (positions[0] - 1) * span - embedder.halo, positions[0] * span
-        if rows is None and begin >= 0 and min(positions) == max(positions):
-            return embedder(state.ids[:, begin:end], embedder.halo).squeeze(1)
-        device = state.ids.device
-        back = torch.arange(-embedder.halo - span, 0, device=device)
-        places = torch.tensor(positions, device=device)[:, None] * span + back
-        every = torch.arange(len(positions), device=device) if rows is None else rows
-        ids = state.ids[every[:, None], places.clamp(min=0)]
-        return embedder(ids, embedder.halo, places >= 0).squeeze(1)
-
-    def finish_late(self, state: State, rows: Sequence[int]) -> None:
-        """Where a patch is full, its extra position predicts the first byte of the next one."""
-        stage, siblings = len(self.stacks) - 1, self.config.siblings(len(self.stacks) - 1)
-        lengths = state.lengths.tolist()
-        rows = [row for row in rows if lengths[row] % siblings == 0]
-        if not rows:
-            return
-        some, positions = torch.tensor(rows, device=state.ids.device), [lengths[row] for row in rows]
-        x = self.last_content(stage, some, positions, state) + state.parents[stage - 1][some, siblings - 1]
-        index = [p + p // siblings - 1 for p in positions]
-        h = self.stacks[stage].step(x, index, state.stacks[stage], some)
-        state.logits[some] = self.logits(h).to(state.logits.dtype)
-
-    @torch.no_grad()
     def prefill(
-        self, ids: Tensor, lengths: Tensor | Sequence[int], state: State, chunk: int = PREFILL_CHUNK
+        self, ids: Tensor, lengths: Tensor | Sequence[int], state: State, chunk: int = decoding.PREFILL_CHUNK
     ) -> Tensor:
         """Take the prompts ids (B, T), of which row b has lengths[b] bytes, at once; return logits (B, V) as `step`.
 
@@ -380,74 +229,20 @@ class Multiscale(nn.Module):
         `chunk` bytes of the batch at a time; so a long prompt costs little more than stage 0.
         Raises ValueError where a prompt does not fit or the state is not fresh.
         """
-        lengths = torch.as_tensor(lengths, device="cpu")
-        if bool((state.lengths != 0).any()):
-            raise ValueError("prefill needs a state fresh from start()")
-        if lengths.shape != (ids.shape[0],) or ids.shape[0] != state.ids.shape[0]:
-            raise ValueError(f"{state.ids.shape[0]} rows need as many prompts and lengths, not {tuple(ids.shape)}")
-        if bool((lengths < 0).any()) or bool((lengths > min(ids.shape[1], self.room(state))).any()):
-            raise ValueError(
-                f"a prompt is longer than its row of ids or than the {self.room(state)} bytes of the state"
-            )
-        longest = int(lengths.max()) if lengths.numel() else 0
-        if longest == 0:
-            return state.logits
-        ids = ids[:, :longest]
-        state.ids[:, :longest] = ids
-        state.lengths = lengths.clone()
-        device, span = state.ids.device, self.spans[0]
-        rows, ends = torch.arange(ids.shape[0], device=device), lengths.to(device)
-        ids = F.pad(ids, (0, (longest // span + 1) * span - longest))
-        h, _ = self.stacks[0].extend(
-            self.inputs(0, ids, None, 0, ids.shape[1] // span), None, state.stacks[0], ends // span
-        )
-        current = [h[rows, ends // span], *(None for _ in self.stacks[1:])]
-        # From the stage after this one on, patches are isolated, so that the last patch is enough.
-        connected = max(i for i, stack in enumerate(self.stacks) if i == 0 or not stack.reach.isolated)
-        connected = len(self.stacks) - 1 if self.config.late_parent else connected
-        need = int(lengths.min())  # bytes: what comes before need not be right
-        for i in range(connected, 0, -1):
-            need -= (self.stacks[i].field + 1) * self.spans[i]
-        first = 0 if self.config.late_parent else max(0, need // span)
-        each = h.shape[1] if self.config.late_parent else max(1, chunk // (len(rows) * span))
-        pasts: list[Past | None] = [Past(first * span // s, ()) for s in self.spans[1:]] if first else []
-        pasts = pasts or [None] * (len(self.stacks) - 1)
-        for begin in range(first, h.shape[1], each) if connected else ():
-            below = h[:, begin : begin + each]
-            for i in range(1, connected + 1):
-                below = self.expanders[i - 1](below)
-                start = begin * span // self.spans[i]
-                x = self.inputs(i, ids, below, start, start + below.shape[1])
-                place = ends // self.spans[i]
-                last = place + place // self.config.siblings(i) if self.is_late(i) else place
-                below, pasts[i - 1] = self.stacks[i].extend(x, pasts[i - 1], state.stacks[i], last)
-                if self.is_late(i):
-                    below, place = self.merge_late(below), ends
-                inside = ((place >= start) & (place < start + below.shape[1])).unsqueeze(-1)
-                found = below[rows, (place - start).clamp(0, below.shape[1] - 1)]
-                current[i] = found if current[i] is None else torch.where(inside, found, current[i])
-        for i in range(len(self.stacks)):
-            h = current[i]
-            if h is None:
-                siblings, place = self.config.siblings(i), ends // self.spans[i]
-                x = self.patch_inputs(i, ids, place // siblings) + state.parents[i - 1]
-                h, _ = self.stacks[i].extend(x, None, state.stacks[i], place % siblings)
-                h = h[rows, place % siblings]
-            if i < len(self.expanders):
-                share = self.expanders[i](h.unsqueeze(1))
-                state.parents[i][:] = share.to(state.parents[i].dtype)
-            else:
-                state.logits[:] = self.logits(h).to(state.logits.dtype)
-        return state.logits
+        return decoding.prefill(self, ids, lengths, state, chunk)
+
+    def step(self, ids: Tensor, state: State, rows: Sequence[int] | None = None) -> Tensor:
+        """Append ids (N,), one byte to each of `rows` (None: to all), and return the logits (B, V) of the next bytes.
+
+        Changes `state`; rows that are not named stand where they stood. Raises ValueError where a row is full.
+        """
+        return decoding.step(self, ids, state, rows)
+
+    def room(self, state: State) -> int:
+        """The most bytes a row can have and still be asked for the next: a learned table has no row after its last."""
+        limit = self.config.max_length
+        return state.ids.shape[1] if limit is None else min(state.ids.shape[1], limit - 1)
 
     def is_late(self, stage: int) -> bool:
         """Whether this stage has one position more in each patch."""
         return self.config.late_parent and stage == len(self.stacks) - 1
-
-    def patch_inputs(self, stage: int, ids: Tensor, patches: Tensor) -> Tensor:
-        """The inputs (B, P, D) of one patch (B,) a row of a stage with isolated patches, without the parent's share."""
-        embedder, siblings = self.embedders[stage], self.config.siblings(stage)
-        size = self.spans[stage] * siblings
-        places = patches[:, None] * size + torch.arange(-embedder.halo, size, device=ids.device)
-        content = embedder(ids.gather(1, places.clamp(min=0)), embedder.halo, places >= 0)
-        return torch.cat((self.starts[stage].to(content.dtype).expand(ids.shape[0], 1, -1), content[:, :-1]), dim=1)

@@ -1,0 +1,296 @@
+"""A model one byte at a time: what is remembered between bytes, the prompt at once, then a step a byte.
+
+`State` holds each stage's caches. `step` costs the finest stage's weights per byte and a coarser stage's once per patch
+(arXiv 2305.07185, section 2); its slow twin is `Multiscale.forward`. These are the methods of `Multiscale`.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from byteloom.layers.state import Past, StackState
+from byteloom.layers.transformer import autocast_dtype
+
+if TYPE_CHECKING:
+    from byteloom.models.multiscale import Multiscale
+
+PREFILL_CHUNK = 1 << 16
+"""Bytes of a batch of prompts that finer stages take at a time."""
+
+
+@dataclass
+class State:
+    """Where a batch of sequences stands, and what each stage remembers of it."""
+
+    ids: Tensor
+    """(B, max_length), the bytes so far."""
+    lengths: Tensor
+    """(B,) on the host: bytes so far in each row, so that no step has to ask the device."""
+    stacks: list[StackState]
+    """One for each stage."""
+    parents: list[Tensor]
+    """For each stage but the coarsest, (B, P, D): what the current parent gives to each of its children."""
+    logits: Tensor
+    """(B, V), of each row's next byte."""
+    compiled: bool = False
+    """Whether a stage that all rows enter together runs as one compiled function."""
+
+    def select(self, rows: Tensor | Sequence[int]) -> "State":
+        """The state of these rows alone, copied: (N,) indices, which may repeat."""
+        rows = torch.as_tensor(rows, device=self.ids.device)
+        return State(
+            ids=self.ids[rows],
+            lengths=self.lengths[rows.cpu()],
+            stacks=[stack.select(rows) for stack in self.stacks],
+            parents=[parent[rows] for parent in self.parents],
+            logits=self.logits[rows],
+            compiled=self.compiled,
+        )
+
+
+@torch.no_grad()
+def start(model: "Multiscale", batch: int, max_length: int | None = None, compiled: bool = False) -> State:
+    """A state for `batch` empty rows that take up to `max_length` bytes (default: the config's context).
+
+    Its `logits` (B, V) are those of the first byte. Raises ValueError where learned positions end before.
+    """
+    max_length = model.config.context if max_length is None else max_length
+    model.check_length(max_length)
+    weight = model.starts[0]
+    # On CPUs attention of one query is five times as fast in fp32 as in bf16, so caches stay in fp32 there.
+    device, dtype = weight.device, weight.dtype
+    if device.type != "cpu":
+        dtype = autocast_dtype(device) or dtype
+    stacks, parents = [], []
+    for i, stack in enumerate(model.stacks):
+        positions = max_length // model.spans[i] + 1
+        if i:
+            siblings = model.config.siblings(i)
+            parents.append(torch.zeros(batch, siblings, model.config.stages[i].dim, dtype=dtype, device=device))
+        stacks.append(stack.start(batch, positions, dtype, device))
+    state = State(
+        ids=torch.zeros(batch, max_length, dtype=torch.long, device=device),
+        lengths=torch.zeros(batch, dtype=torch.long),
+        stacks=stacks,
+        parents=parents,
+        logits=torch.empty(batch, model.config.vocab_size, device=device),
+        compiled=compiled,
+    )
+    advance(model, state, range(batch))
+    return state
+
+
+@torch.no_grad()
+def step(model: "Multiscale", ids: Tensor, state: State, rows: Sequence[int] | None = None) -> Tensor:
+    """Append ids (N,), one byte to each of `rows` (None: to all), and return the logits (B, V) of the next bytes.
+
+    Changes `state`, whose rows stand where they stood if they are not named. Raises ValueError where a row is full.
+    """
+    lengths = state.lengths.tolist()
+    chosen = range(len(lengths)) if rows is None else rows
+    if max(lengths[row] for row in chosen) >= model.room(state):
+        raise ValueError(f"the state is full: it has room for {model.room(state)} bytes a row")
+    if rows is None and min(lengths) == max(lengths):
+        state.ids[:, lengths[0]] = ids
+    else:
+        places = torch.tensor([[row, lengths[row]] for row in chosen], device=state.ids.device)
+        state.ids[places[:, 0], places[:, 1]] = ids
+    for row in chosen:
+        lengths[row] += 1
+    state.lengths = torch.tensor(lengths)
+    if model.config.late_parent:
+        finish_late(model, state, chosen)
+    advance(model, state, chosen)
+    return state.logits
+
+
+def advance(model: "Multiscale", state: State, rows: Sequence[int]) -> None:
+    """Run each stage in those of `rows` where its next position begins, coarsest first."""
+    lengths = state.lengths.tolist()
+    for i, span in enumerate(model.spans):
+        due = [row for row in rows if lengths[row] % span == 0]
+        if not due:
+            continue
+        positions = [lengths[row] // span for row in due]
+        if state.compiled and len(due) == len(lengths) and not model.config.late_parent:
+            compiled_run(state.ids.device.type)(model, i, torch.tensor(positions, device=state.ids.device), state)
+        else:
+            run(model, i, due, positions, state)
+
+
+def run(model: "Multiscale", stage: int, rows: Sequence[int], positions: list[int], state: State) -> None:
+    """Run `positions` (N) of a stage in these rows (N)."""
+    stack, siblings, device = model.stacks[stage], model.config.siblings(stage), state.ids.device
+    patch, late = siblings if stack.reach.patch_size is not None else 0, model.config.late_parent
+    some = None if len(rows) == state.ids.shape[0] else torch.tensor(rows, device=device)
+    where: Tensor | slice = slice(None) if some is None else some
+    every = torch.arange(len(rows), device=device) if some is None else some
+    first = [p % patch == 0 if patch else p == 0 for p in positions]
+    child = [p % siblings for p in positions] if siblings else [0]
+    x = model.starts[stage].expand(len(rows), -1)
+    if not all(first):
+        content = last_content(model, stage, some, positions, state)
+        if siblings and late:
+            content = content + state.parents[stage - 1][every, torch.tensor(child, device=device) - 1]
+        mask = torch.tensor(first, device=device).unsqueeze(-1) if any(first) else None
+        x = content if mask is None else torch.where(mask, x.to(content.dtype), content)
+    if siblings and not late:
+        parents = state.parents[stage - 1]
+        if min(child) == max(child):
+            x = x + parents[where, child[0]]
+        else:
+            x = x + parents[every, torch.tensor(child, device=device)]
+    if model.is_late(stage):
+        positions = [p + p // siblings for p in positions]  # a patch has one position more
+    h = stack.step(x, positions, state.stacks[stage], some)
+    if stage < len(model.expanders):
+        share = model.expanders[stage](h.unsqueeze(1))
+        state.parents[stage][where] = share.to(state.parents[stage].dtype)
+        return
+    logits = model.logits(h).to(state.logits.dtype)
+    if not late:
+        state.logits[where] = logits
+        return
+    # With late parents a patch's first byte was predicted by the patch before, save in the first patch.
+    kept = [i for i, p in enumerate(child) if p or not positions[i]]
+    state.logits[torch.tensor(rows, device=device)[kept]] = logits[kept]
+
+
+@functools.cache
+def compiled_run(device: str) -> Callable[["Multiscale", int, Tensor, State], None]:
+    """`run_on_device`, compiled once for each stage and number of rows; on CUDA replayed as a graph."""
+    return torch.compile(run_on_device, dynamic=False, mode="reduce-overhead" if device == "cuda" else None)
+
+
+def run_on_device(model: "Multiscale", stage: int, positions: Tensor, state: State) -> None:
+    """As `run` of all rows, with positions (B,) on the device: no shape and no branch depends on them."""
+    stack, siblings, span = model.stacks[stage], model.config.siblings(stage), model.spans[stage]
+    embedder, every = model.embedders[stage], torch.arange(positions.shape[0], device=positions.device)
+    back = torch.arange(-embedder.halo - span, 0, device=positions.device)
+    places = positions[:, None] * span + back
+    ids = state.ids.gather(1, places.clamp(min=0))
+    content = embedder(ids, embedder.halo, places >= 0).squeeze(1)
+    first = positions % siblings == 0 if stack.reach.patch_size is not None else positions == 0
+    start = model.starts[stage]
+    x = torch.where(first.unsqueeze(-1), start, content.to(start.dtype))
+    if siblings:
+        x = x + state.parents[stage - 1][every, positions % siblings]
+    h = stack.step_on_device(x, positions, state.stacks[stage])
+    if stage < len(model.expanders):
+        state.parents[stage].copy_(model.expanders[stage](h.unsqueeze(1)).view_as(state.parents[stage]))
+    else:
+        state.logits.copy_(model.logits(h))
+
+
+def last_content(
+    model: "Multiscale", stage: int, rows: Tensor | None, positions: Sequence[int], state: State
+) -> Tensor:
+    """What the position before each of `positions` (N) of the rows (N,) (None: all) stands for, (N, D)."""
+    span, embedder = model.spans[stage], model.embedders[stage]
+    begin, end = (positions[0] - 1) * span - embedder.halo, positions[0] * span
+    if rows is None and begin >= 0 and min(positions) == max(positions):
+        return embedder(state.ids[:, begin:end], embedder.halo).squeeze(1)
+    device = state.ids.device
+    back = torch.arange(-embedder.halo - span, 0, device=device)
+    places = torch.tensor(positions, device=device)[:, None] * span + back
+    every = torch.arange(len(positions), device=device) if rows is None else rows
+    ids = state.ids[every[:, None], places.clamp(min=0)]
+    return embedder(ids, embedder.halo, places >= 0).squeeze(1)
+
+
+def finish_late(model: "Multiscale", state: State, rows: Sequence[int]) -> None:
+    """Where a patch is full, its extra position predicts the first byte of the next one."""
+    stage, siblings = len(model.stacks) - 1, model.config.siblings(len(model.stacks) - 1)
+    lengths = state.lengths.tolist()
+    rows = [row for row in rows if lengths[row] % siblings == 0]
+    if not rows:
+        return
+    some, positions = torch.tensor(rows, device=state.ids.device), [lengths[row] for row in rows]
+    x = last_content(model, stage, some, positions, state) + state.parents[stage - 1][some, siblings - 1]
+    index = [p + p // siblings - 1 for p in positions]
+    h = model.stacks[stage].step(x, index, state.stacks[stage], some)
+    state.logits[some] = model.logits(h).to(state.logits.dtype)
+
+
+@torch.no_grad()
+def prefill(
+    model: "Multiscale", ids: Tensor, lengths: Tensor | Sequence[int], state: State, chunk: int = PREFILL_CHUNK
+) -> Tensor:
+    """Take the prompts ids (B, T), of which row b has lengths[b] bytes, at once; return logits (B, V) as `step`.
+
+    `state` must be fresh from `start`. What stands right of a row's prompt is ignored. Finer stages run only over
+    what can still be seen: their last patch, or the stretch that their windows reach through all layers, about
+    `chunk` bytes of the batch at a time; so a long prompt costs little more than stage 0.
+    Raises ValueError where a prompt does not fit or the state is not fresh.
+    """
+    lengths = torch.as_tensor(lengths, device="cpu")
+    if bool((state.lengths != 0).any()):
+        raise ValueError("prefill needs a state fresh from start()")
+    if lengths.shape != (ids.shape[0],) or ids.shape[0] != state.ids.shape[0]:
+        raise ValueError(f"{state.ids.shape[0]} rows need as many prompts and lengths, not {tuple(ids.shape)}")
+    if bool((lengths < 0).any()) or bool((lengths > min(ids.shape[1], model.room(state))).any()):
+        raise ValueError(f"a prompt is longer than its row of ids or than the {model.room(state)} bytes of the state")
+    longest = int(lengths.max()) if lengths.numel() else 0
+    if longest == 0:
+        return state.logits
+    ids = ids[:, :longest]
+    state.ids[:, :longest] = ids
+    state.lengths = lengths.clone()
+    device, span = state.ids.device, model.spans[0]
+    rows, ends = torch.arange(ids.shape[0], device=device), lengths.to(device)
+    ids = F.pad(ids, (0, (longest // span + 1) * span - longest))
+    h, _ = model.stacks[0].extend(
+        model.inputs(0, ids, None, 0, ids.shape[1] // span), None, state.stacks[0], ends // span
+    )
+    current = [h[rows, ends // span], *(None for _ in model.stacks[1:])]
+    # From the stage after this one on, patches are isolated, so that the last patch is enough.
+    connected = max(i for i, stack in enumerate(model.stacks) if i == 0 or not stack.reach.isolated)
+    connected = len(model.stacks) - 1 if model.config.late_parent else connected
+    need = int(lengths.min())  # bytes: what comes before need not be right
+    for i in range(connected, 0, -1):
+        need -= (model.stacks[i].field + 1) * model.spans[i]
+    first = 0 if model.config.late_parent else max(0, need // span)
+    each = h.shape[1] if model.config.late_parent else max(1, chunk // (len(rows) * span))
+    pasts: list[Past | None] = [Past(first * span // s, ()) for s in model.spans[1:]] if first else []
+    pasts = pasts or [None] * (len(model.stacks) - 1)
+    for begin in range(first, h.shape[1], each) if connected else ():
+        below = h[:, begin : begin + each]
+        for i in range(1, connected + 1):
+            below = model.expanders[i - 1](below)
+            start = begin * span // model.spans[i]
+            x = model.inputs(i, ids, below, start, start + below.shape[1])
+            place = ends // model.spans[i]
+            last = place + place // model.config.siblings(i) if model.is_late(i) else place
+            below, pasts[i - 1] = model.stacks[i].extend(x, pasts[i - 1], state.stacks[i], last)
+            if model.is_late(i):
+                below, place = model.merge_late(below), ends
+            inside = ((place >= start) & (place < start + below.shape[1])).unsqueeze(-1)
+            found = below[rows, (place - start).clamp(0, below.shape[1] - 1)]
+            current[i] = found if current[i] is None else torch.where(inside, found, current[i])
+    for i in range(len(model.stacks)):
+        h = current[i]
+        if h is None:
+            siblings, place = model.config.siblings(i), ends // model.spans[i]
+            x = patch_inputs(model, i, ids, place // siblings) + state.parents[i - 1]
+            h, _ = model.stacks[i].extend(x, None, state.stacks[i], place % siblings)
+            h = h[rows, place % siblings]
+        if i < len(model.expanders):
+            share = model.expanders[i](h.unsqueeze(1))
+            state.parents[i][:] = share.to(state.parents[i].dtype)
+        else:
+            state.logits[:] = model.logits(h).to(state.logits.dtype)
+    return state.logits
+
+
+def patch_inputs(model: "Multiscale", stage: int, ids: Tensor, patches: Tensor) -> Tensor:
+    """The inputs (B, P, D) of one patch (B,) a row of a stage with isolated patches, without the parent's share."""
+    embedder, siblings = model.embedders[stage], model.config.siblings(stage)
+    size = model.spans[stage] * siblings
+    places = patches[:, None] * size + torch.arange(-embedder.halo, size, device=ids.device)
+    content = embedder(ids.gather(1, places.clamp(min=0)), embedder.halo, places >= 0)
+    return torch.cat((model.starts[stage].to(content.dtype).expand(ids.shape[0], 1, -1), content[:, :-1]), dim=1)
