@@ -293,3 +293,21 @@ COARSE, FINE = StageConfig(**GOOD, patch_size=4), StageConfig(**GOOD)
 def test_a_bad_model_is_refused_by_name(fields: dict[str, object], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         ModelConfig(**{"stages": (COARSE, FINE), **fields})
+
+
+@settings(max_examples=60)
+@given(config=configs.models(), seed=st.integers(0, 2**31), data=st.data())
+def test_a_loss_in_chunks_is_the_loss_at_once(config: ModelConfig, seed: int, data: st.DataObject) -> None:
+    """Its gradients too: what is recomputed is what was computed."""
+    model = configs.build(config, seed)
+    ids = random_ids(2, data.draw(st.integers(1, configs.CONTEXT - 3)), seed)
+    weights = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed))
+    found = []
+    for chunk in (None, data.draw(st.integers(1, 2 * configs.CONTEXT))):
+        nats = model.nats(ids, chunk)
+        model.zero_grad(set_to_none=False)
+        (nats * weights).sum().backward()
+        found.append((nats.detach(), [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]))
+    torch.testing.assert_close(found[1][0], found[0][0], atol=1e-4, rtol=1e-4)
+    for chunked, whole in zip(found[1][1], found[0][1], strict=True):
+        torch.testing.assert_close(chunked, whole, atol=1e-3 * (1 + float(whole.abs().max())), rtol=1e-3)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from byteloom import codecs
@@ -136,16 +137,19 @@ def _steps(
     utf8 = Utf8.after([_last_bytes(ids) for ids in prompts], device) if valid_utf8 else None
     occurred = _occurred(prompts, model.config.vocab_size, device) if sampling.repetition_penalty != 1.0 else None
     pick = _compiled_choose() if compiled else choose
-    context = min(context, max(map(len, prompts)) + max_bytes)  # no more room than can be filled
+    need = max(map(len, prompts)) + max_bytes  # no more room than can be filled
+    # What is compiled is compiled for one size: so few sizes.
+    context = min(context, 1 << (need - 1).bit_length() if compiled else need)
     state = _prefill(model, [torch.from_numpy(ids.astype(np.int64)) for ids in prompts], context, compiled)
     while rows and max(left) > 0:
         # Rows inside a patch go on alone until they stand where the others do.
-        phases = [length % patch for length in state.lengths.tolist()]
+        phases = [length % patch for length in state.lengths[: len(rows)].tolist()]
         together = min(phases) == max(phases)
         behind = [i for i, phase in enumerate(phases) if together or phase]
         burst = min(LARGEST_BURST if patch == 1 else patch - phases[0], LARGEST_BURST, max(left)) if together else 1
-        some = None if len(behind) == len(rows) else behind
-        index = slice(None) if some is None else torch.tensor(some, device=device)
+        some = None if together else behind
+        index = slice(len(rows)) if some is None else torch.tensor(some, device=device)
+        spare = state.ids.shape[0] - len(rows)
         draws = None if noise is None else noise.take([rows[i] for i in behind], burst)
         written = []
         for turn in range(burst):
@@ -167,7 +171,7 @@ def _steps(
             if turn < burst - 1 or max(left) > burst:
                 if int(state.lengths.max()) >= model.room(state):
                     state = _roll(model, state, context, compiled)
-                model.step(chosen, state, some)
+                model.step(F.pad(chosen, (0, spare)) if some is None and spare else chosen, state, some)
         kept = dict.fromkeys(range(len(rows)))
         for values in torch.stack(written).tolist():
             step = []
@@ -189,14 +193,16 @@ def _steps(
             return
         if len(kept) < len(rows):  # rows that have ended leave the batch
             alive = list(kept)
-            state, rows = state.select(alive), [rows[i] for i in alive]
+            # What is compiled is compiled for so many rows: there a row that lives takes the place of one that ended.
+            spare = state.ids.shape[0] - len(alive) if compiled else 0
+            state, rows = state.select(alive + alive[:1] * spare), [rows[i] for i in alive]
             utf8 = utf8.select(alive) if utf8 is not None else None
             occurred = occurred[alive] if occurred is not None else None
 
 
 @functools.cache
 def _compiled_choose() -> Callable[..., Tensor]:
-    return torch.compile(choose, dynamic=False)
+    return torch.compile(choose)
 
 
 def _occurred(prompts: list[np.ndarray], vocab_size: int, device: torch.device) -> Tensor:

@@ -16,6 +16,8 @@ from byteloom.models.multiscale import Multiscale
 Weights = Literal["fp32", "bf16", "int8"]
 FEW_ROWS = 16
 """Up to so many rows torch's int8 kernel is the faster way on a CPU; above, the matrix is widened to bf16 first."""
+KERNEL_STEP = 16
+"""The kernel takes so many columns at a time, and reads past the end where they are not a multiple of it."""
 
 
 class NarrowLinear(nn.Module):
@@ -37,7 +39,7 @@ class NarrowLinear(nn.Module):
         narrow, weight = x.to(torch.bfloat16), cast(Tensor, self.weight)
         if self.scale is None:
             y = F.linear(narrow, weight)
-        elif x.device.type == "cpu" and x.numel() <= FEW_ROWS * x.shape[-1]:
+        elif x.device.type == "cpu" and x.numel() <= FEW_ROWS * x.shape[-1] and x.shape[-1] % KERNEL_STEP == 0:
             y = torch._weight_int8pack_mm(narrow.flatten(0, -2), weight, self.scale).unflatten(0, x.shape[:-1])
         else:
             y = F.linear(narrow, weight.to(torch.bfloat16)) * self.scale

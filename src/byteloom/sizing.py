@@ -118,15 +118,12 @@ def memory(
     if optimizer == "muon":
         matrices = sum(p.numel() for name, p in model.named_parameters() if is_matrix(name, p))
     state = model.start(batch_size, context)
-    tensors = [state.ids, state.logits, *state.parents]
-    for stack in state.stacks:
-        tensors += stack.tensors()
     return {
         "weights": 4 * parameters,
         "gradients": 4 * parameters,
         "optimizer": 4 * (2 * (parameters - matrices) + matrices),
         "activations": activations(config, context, batch_size, precision),
-        "caches": sum(tensor.nbytes for tensor in tensors),
+        "caches": sum(tensor.nbytes for tensor in state.tensors()),
     }
 
 

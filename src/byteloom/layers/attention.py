@@ -207,6 +207,9 @@ def attend_cached(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tenso
     if bias is not None:
         bias = bias.unflatten(1, (k.shape[1], -1)) if bias.shape[1] > 1 else bias.unsqueeze(1)
         bias = bias.to(q.dtype).expand(-1, k.shape[1], grouped.shape[2], -1)
+    if torch.compiler.is_compiling():  # one fused loop there, and SDPA stays a call of its own
+        scores = grouped @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+        return ((scores if bias is None else scores + bias).softmax(-1) @ v).flatten(1, 2)
     return F.scaled_dot_product_attention(grouped, k, v, attn_mask=bias).flatten(1, 2)
 
 

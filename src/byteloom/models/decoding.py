@@ -4,10 +4,11 @@
 (arXiv 2305.07185, section 2); its slow twin is `Multiscale.forward`. These are the methods of `Multiscale`.
 """
 
-import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 PREFILL_CHUNK = 1 << 16
 """Bytes of a batch of prompts that finer stages take at a time."""
+Run = Callable[["Multiscale", int, Tensor, "State"], None]
+COMPILED: "WeakKeyDictionary[Multiscale, dict[tuple, Run]]" = WeakKeyDictionary()
+"""What `compiled_run` made of each model."""
 
 
 @dataclass
@@ -39,6 +43,12 @@ class State:
     """(B, V), of each row's next byte."""
     compiled: bool = False
     """Whether a stage that all rows enter together runs as one compiled function."""
+    runs: "list[Run]" = field(default_factory=list)
+    """Of a compiled state, each stage's function."""
+
+    def tensors(self) -> list[Tensor]:
+        """All of them that are on the device."""
+        return [self.ids, self.logits, *self.parents, *(x for stack in self.stacks for x in stack.tensors())]
 
     def select(self, rows: Tensor | Sequence[int]) -> "State":
         """The state of these rows alone, copied: (N,) indices, which may repeat."""
@@ -118,7 +128,8 @@ def advance(model: "Multiscale", state: State, rows: Sequence[int]) -> None:
             continue
         positions = [lengths[row] // span for row in due]
         if state.compiled and len(due) == len(lengths) and not model.config.late_parent:
-            compiled_run(state.ids.device.type)(model, i, torch.tensor(positions, device=state.ids.device), state)
+            state.runs = state.runs or [compiled_run(model, stage, state) for stage in range(len(model.stacks))]
+            state.runs[i](model, i, torch.tensor(positions, device=state.ids.device), state)
         else:
             run(model, i, due, positions, state)
 
@@ -161,10 +172,25 @@ def run(model: "Multiscale", stage: int, rows: Sequence[int], positions: list[in
     state.logits[torch.tensor(rows, device=device)[kept]] = logits[kept]
 
 
-@functools.cache
-def compiled_run(device: str) -> Callable[["Multiscale", int, Tensor, State], None]:
-    """`run_on_device`, compiled once for each stage and number of rows; on CUDA replayed as a graph."""
-    return torch.compile(run_on_device, dynamic=False, mode="reduce-overhead" if device == "cuda" else None)
+def compiled_run(model: "Multiscale", stage: int, state: State) -> "Run":
+    """`run_on_device` compiled for this model, stage and state, and for those that are alike; on CUDA a graph.
+
+    torch.compile looks at every tensor before each call, whether it still is as it was: half as long as a small stage
+    itself. Here one function is kept for each set of shapes and types, so that this need not be asked.
+    """
+    known = COMPILED.setdefault(model, {})
+    tensors = (*model.parameters(), *model.buffers(), *state.tensors())
+    key = (stage, state.ids.is_inference(), *((t.shape, t.dtype, t.device) for t in tensors))
+    if key not in known:
+        code = run_on_device.__code__.replace()  # torch.compile keeps what it makes with the code object
+        options: dict[str, Any] = {"guard_filter_fn": lambda guards: [not guard.name for guard in guards]}
+        if state.ids.device.type == "cuda":
+            options["triton.cudagraphs"] = True
+        else:
+            options["size_asserts"] = False
+        fresh = FunctionType(code, run_on_device.__globals__)
+        known[key] = torch.compile(fresh, dynamic=False, options=options)
+    return known[key]
 
 
 def run_on_device(model: "Multiscale", stage: int, positions: Tensor, state: State) -> None:
