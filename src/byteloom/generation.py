@@ -164,7 +164,7 @@ def _steps(
             chosen = pick(state.logits[index], mask, seen, None if draws is None else draws[turn], sampling)
             written.append(chosen)
             if utf8 is not None:
-                utf8.state[index] = part.advance(chosen.clamp(max=255)).state
+                utf8.state[index] = Utf8(utf8.state[index]).advance(chosen.clamp(max=255)).state
             if occurred is not None:
                 occurred[torch.arange(len(rows), device=device)[index], chosen] = True
             # The last byte of a row that ends here is not read, but a burst's others are: it costs nothing to ask.

@@ -5,6 +5,7 @@ attention over the keys that our code multiplies, masked ones included. A backwa
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,7 +17,8 @@ from byteloom.models.config import ModelConfig, StageConfig
 from byteloom.models.multiscale import Multiscale
 from byteloom.train.optim import is_matrix
 
-BYTES = {"bf16": 2, "fp32": 4}
+SMALLEST_CHUNK = 1024
+"""Bytes of a batch: smaller chunks save next to nothing and keep the cores waiting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,11 @@ def stage_costs(config: ModelConfig, context: int | None = None) -> list[StageCo
     return costs
 
 
+def flops_per_byte(config: ModelConfig) -> float:
+    """Of a forward pass over the config's context."""
+    return sum(cost.flops for cost in stage_costs(config))
+
+
 def memory(
     config: ModelConfig,
     context: int | None = None,
@@ -129,6 +136,17 @@ def memory(
 
 def activations(config: ModelConfig, context: int, batch_size: int, precision: str) -> int:
     """Bytes that autograd keeps between the forward and the backward pass of a batch, parameters left out."""
+    return kept_by(lambda model, ids: model.loss(ids), config, context, batch_size, precision)
+
+
+def kept_by(
+    run: Callable[[Multiscale, torch.Tensor], object],
+    config: ModelConfig,
+    context: int,
+    batch_size: int,
+    precision: str,
+) -> int:
+    """Bytes that autograd keeps after `run` of a model and ids (B, T), found with fake tensors."""
     kept: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -148,8 +166,42 @@ def activations(config: ModelConfig, context: int, batch_size: int, precision: s
             torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
         ):
-            model.loss(ids)
+            run(model, ids)
     return sum(size for storage, size in kept.items() if storage not in own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a training pass keeps, and what it computes again in the backward pass."""
+
+    chunk: int | None = None
+    """Bytes of the batch that all but the coarsest stage, with head and loss, take at a time; None: all."""
+    recompute: tuple[int, ...] = ()
+    """Stages whose layers keep their inputs only."""
+
+
+def plan(config: ModelConfig, batch_size: int, precision: str, budget: float) -> Plan:
+    """How a batch can be trained on with about `budget` bytes of activations, with no more computed again than needed.
+
+    First the finer stages run in chunks; then the coarsest stage's layers forget too, which is the least there is.
+    """
+    whole = activations(config, config.context, batch_size, precision)
+    if whole <= budget:
+        return Plan()
+    if config.late_parent or len(config.stages) == 1:  # these have no chunks
+        return Plan(recompute=tuple(range(len(config.stages))))
+    stage, positions = config.stages[0], batch_size * -(-config.context // config.span(0))
+
+    def coarsest(model: Multiscale, ids: torch.Tensor) -> object:
+        ids = model.pad(ids)
+        return model.stacks[0](model.inputs(0, ids, None, 0, ids.shape[1] // model.spans[0]))
+
+    coarse = kept_by(coarsest, config, config.context, batch_size, precision)
+    per_byte = (whole - coarse) / (positions * config.span(0))
+    stages: tuple[int, ...] = ()
+    if coarse > budget / 2:
+        stages, coarse = (0,), 4 * positions * stage.dim * stage.num_layers + coarse // stage.num_layers
+    return Plan(chunk=max(SMALLEST_CHUNK, int((budget - coarse) / per_byte)), recompute=stages)
 
 
 def describe(

@@ -32,8 +32,8 @@ class Kept:
 
     def join(self, after: "Kept") -> "Kept":
         """This stretch and the one after it; token shift needs the last position only."""
-        pairs = ((self.keys, after.keys), (self.values, after.values))
-        return Kept(*(torch.cat(pair, dim=1) for pair in pairs), after.shifted)
+        keys, values = torch.cat((self.keys, after.keys), dim=1), torch.cat((self.values, after.values), dim=1)
+        return Kept(keys, values, after.shifted)
 
 
 @dataclass(frozen=True)

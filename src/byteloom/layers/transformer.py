@@ -393,7 +393,8 @@ class Stack(nn.Module):
 
     def step(self, x: Tensor, positions: Sequence[int], state: StackState, rows: Tensor | None = None) -> Tensor:
         """One position a row: x (N, D) at `positions` (N) of the batch's `rows` (N,) (None: all) -> (N, D)."""
-        index = [p % self.reach.patch_size for p in positions] if self.reach.isolated else list(positions)
+        size = self.reach.patch_size if self.reach.isolated else None
+        index = [p % size if size else p for p in positions]
         place = state.place(self.reach, positions, index, rows, self.slopes(x.device))
         if self.config.has_table:
             x = x + self.positions[torch.tensor(index, device=x.device)]

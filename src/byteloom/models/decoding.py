@@ -297,7 +297,8 @@ def prefill(
                 below, place = model.merge_late(below), ends
             inside = ((place >= start) & (place < start + below.shape[1])).unsqueeze(-1)
             found = below[rows, (place - start).clamp(0, below.shape[1] - 1)]
-            current[i] = found if current[i] is None else torch.where(inside, found, current[i])
+            before = current[i]
+            current[i] = found if before is None else torch.where(inside, found, before)
     for i in range(len(model.stacks)):
         h = current[i]
         if h is None:

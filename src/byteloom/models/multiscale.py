@@ -111,7 +111,7 @@ class Multiscale(nn.Module):
         padded = self.pad(ids)
         h = self.stacks[0](self.inputs(0, padded, None, 0, padded.shape[1] // self.spans[0]))
         if chunk is None or self.config.late_parent or chunk >= padded.numel():
-            return cross_entropy(self.logits(self.finer(padded, h)[:, :length]), ids)
+            return self.score(self.finer(padded, h)[:, :length], ids)
         each = math.ceil(h.shape[1] / math.ceil(padded.numel() / chunk))
         pasts: list[Past | None] = [None] * (len(self.stacks) - 1)
         nats = []
@@ -131,7 +131,11 @@ class Multiscale(nn.Module):
         pasts = list(pasts)
         span = self.spans[0]
         h = self.finer(ids, h, begin, pasts)
-        return cross_entropy(self.logits(h), ids[:, begin * span : begin * span + h.shape[1]]), pasts
+        return self.score(h, ids[:, begin * span : begin * span + h.shape[1]]), pasts
+
+    def score(self, h: Tensor, ids: Tensor) -> Tensor:
+        """The finest stage's output (B, T, D) and what comes there, ids (B, T) -> nats (B, T)."""
+        return cross_entropy(self.logits(h), ids)
 
     def check_length(self, length: int) -> None:
         """Raise ValueError where `length` bytes are more than learned positions allow."""

@@ -48,7 +48,13 @@ class Progress:
     data_bytes: int = 0
     """Bytes in the data that are learned from; a run goes on with the same."""
     precision: str = ""
-    """"bf16" or "fp32", as decided when the run began."""
+    """"bf16" or "fp32", as decided when the run began; so are these three, for they change the last digits."""
+    compiled: bool = False
+    """Whether torch.compile is used."""
+    chunk: int | None = None
+    """Bytes of a batch that the finer stages take at a time."""
+    recompute: tuple[int, ...] = ()
+    """Stages whose layers are computed again in the backward pass."""
 
 
 def save_checkpoint(

@@ -27,6 +27,8 @@ from byteloom.models.multiscale import Multiscale
 from byteloom.models.store import CheckpointError, load_weights, pick_device, read_model_config, read_tensors
 from byteloom.packing import PackedStream
 from byteloom.shards import open_data
+from byteloom.sizing import plan
+from byteloom.train import acceleration
 from byteloom.train.checkpoint import (
     Progress,
     check_same,
@@ -63,8 +65,10 @@ class TrainConfig:
     """Where to train: "cpu", "cuda", or "auto" for CUDA where there is one."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """bf16 autocast, or fp32 throughout; "auto" takes bf16 where it multiplies matrices faster."""
-    compile: bool = False
-    """Compile the model with torch.compile: slower to begin, then faster."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile: some 20 seconds to begin with, then faster; "auto" where the run is long enough for that."""
+    activation_memory: float | None = None
+    """GiB of activations to keep for the backward pass; what is more is computed again. None: half of what is free."""
     deterministic: bool = False
     """Only algorithms whose result is the same bit for bit every time (same machine, same number of threads)."""
     validations: int = 10
@@ -89,6 +93,8 @@ class TrainConfig:
                 raise ValueError(f"TrainConfig.{name} is {getattr(self, name)}; it must be above 0")
         if self.validations < 0:
             raise ValueError(f"TrainConfig.validations is {self.validations}; it must be at least 0")
+        if self.activation_memory is not None and not self.activation_memory > 0:
+            raise ValueError(f"TrainConfig.activation_memory is {self.activation_memory}; it must be above 0")
         if self.steps is None and self.max_bytes is None and self.max_seconds is None:
             raise ValueError("TrainConfig has no end: set steps, max_bytes or max_seconds")
 
@@ -180,7 +186,7 @@ def train(
             check_same(read_model_config(init), config.model, Path(init))
             load_weights(model, read_tensors(Path(init) / "model.safetensors"), Path(init) / "model.safetensors")
         optimizers = Optimizers(model, config.optim)
-        progress = Progress(precision=choose_precision(settings.precision, device), data_bytes=train_corpus.num_bytes)
+        progress = Progress(data_bytes=train_corpus.num_bytes)
         if checkpoints:
             progress, loader_state = load_checkpoint(checkpoints[-1], model, optimizers)
             if progress.data_bytes != train_corpus.num_bytes:
@@ -189,18 +195,18 @@ def train(
                     f"{train_corpus.num_bytes:,}; give the same, or begin in another folder with --init"
                 )
             loader.set_state(loader_state)
+        decide(progress, settings, model, device, anew=not checkpoints)
+        acceleration.keep_memory()
         autocast = progress.precision == "bf16"
         about = {
             "optim": asdict(config.optim),
             "train": asdict(settings),
             "modalities": sorted(train_corpus.modalities.values()),
         }
-        loss_sum = torch.compile(sum_of_nats) if settings.compile else sum_of_nats
-
         run.mkdir(parents=True, exist_ok=True)
         log = MetricsLog(run / "metrics.jsonl", progress.step)
         began = time.monotonic() - progress.seconds
-        saved_at, saved_step, window = time.monotonic(), progress.step, Window()
+        first, saved_at, saved_step, window = progress.step, time.monotonic(), progress.step, Window()
 
         def share_done() -> float:
             return max(
@@ -215,11 +221,14 @@ def train(
                 save_checkpoint(run, model, optimizers, progress, loader.get_state(), about, settings.keep)
                 saved_at, saved_step = time.monotonic(), progress.step
 
-        with ProgressBar(share_done(), show) as bar, stop_signals() as stopped, contextlib.closing(log):
+        fast = acceleration.accelerated(model, progress.compiled, progress.recompute)
+        with ProgressBar(share_done(), show) as bar, stop_signals() as stopped, contextlib.closing(log), fast:
             parameters = sum(p.numel() for p in model.parameters())
             bar.say(
                 f"{parameters / 1e6:.2f}M parameters · {train_corpus.num_bytes / 1e6:.2f} MB to learn from, "
                 f"{valid_corpus.num_bytes / 1e6:.2f} MB held out · {device} {progress.precision}"
+                + (" · compiled" if progress.compiled else "")
+                + (f" · activations in chunks of {progress.chunk:,} bytes" if progress.chunk else "")
                 + (f" · resumed at step {progress.step}" if checkpoints else "")
             )
             model.train()
@@ -229,9 +238,11 @@ def train(
                 for batch in batches:
                     ids, mark = (torch.from_numpy(batch[key]).to(device) for key in ("ids", "mark"))
                     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                        nats, size = loss_sum(model, ids, mark)
-                    (nats / max(count, 1)).backward()
-                    window.add(nats, size)
+                        loss = model.loss(ids, mark=mark, chunk=progress.chunk)
+                    (loss.nats / max(count, 1)).backward()
+                    window.add(loss.nats, loss.bytes)
+                if progress.compiled and progress.step == first:
+                    acceleration.give_back()
                 window.norm = window.norm + optimizers.step(done)
                 progress.step += 1
                 progress.bytes += sum(int((batch["ids"] < 256).sum()) for batch in batches)
@@ -258,9 +269,9 @@ def train(
                 row["learning_rate"] = config.optim.learning_rate * learning_rate_at(done, config.optim)
                 if validate:
                     progress.validations = int(done * settings.validations)
-                    found = evaluate(
-                        model, valid_stream, max_bytes=settings.valid_bytes, autocast=autocast
-                    ).bits_per_byte
+                    with torch.compiler.set_stance("force_eager"):  # other shapes, not worth compiling for
+                        measured = evaluate(model, valid_stream, max_bytes=settings.valid_bytes, autocast=autocast)
+                    found = measured.bits_per_byte
                     row["valid_bits_per_byte"] = found
                     if progress.best is None or found < progress.best:
                         progress.best = found
@@ -279,12 +290,6 @@ def train(
         if stopped():
             raise KeyboardInterrupt(f"stopped at step {progress.step}, saved in {run}; --resume goes on from there")
     return Trained(model=model.eval(), progress=progress, metrics=read_metrics(run / "metrics.jsonl"))
-
-
-def sum_of_nats(model: Multiscale, ids: Tensor, mark: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed nats () of a batch and how many bytes it has, as tensors of their own, so that this compiles as one."""
-    loss = model.loss(ids, mark=mark)
-    return loss.nats, loss.bytes
 
 
 class Window:
@@ -318,6 +323,28 @@ def open_both(
     if valid is None:
         return split(corpus)
     return corpus, valid if isinstance(valid, Corpus) else open_data(valid)
+
+
+def decide(progress: Progress, settings: TrainConfig, model: Multiscale, device: torch.device, anew: bool) -> None:
+    """Settles what the config leaves to the machine; a run goes on as it began, save where it is asked otherwise.
+
+    Raises TrainingError where the model is to be compiled and there is no compiler.
+    """
+    if anew:
+        progress.precision = choose_precision(settings.precision, device)
+    if settings.compile != "auto":
+        progress.compiled = settings.compile == "on"
+    elif anew:
+        size = settings.batch_size * settings.accumulation * model.config.context
+        planned = min((settings.steps or math.inf) * size, settings.max_bytes or math.inf)
+        progress.compiled = acceleration.worth_compiling(planned, settings.max_seconds or math.inf, model, device)
+    if progress.compiled and not acceleration.can_compile(device):
+        raise TrainingError("torch.compile does not work here: it needs g++ and Python's headers; use --compile off")
+    if anew or settings.activation_memory:
+        budget = settings.activation_memory and settings.activation_memory * 2**30
+        budget = budget or (acceleration.available_memory(device) or math.inf) / 2
+        found = plan(model.config, settings.batch_size, progress.precision, budget)
+        progress.chunk, progress.recompute = found.chunk, found.recompute
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:

@@ -1,0 +1,106 @@
+"""What makes training fast and lean, put on a model from outside: the model knows nothing of it.
+
+`accelerated` compiles blocks and the loss and lets blocks forget their activations,
+`keep_memory` and `give_back` tell the C library when to keep memory and when not to. docs/performance.md has what each
+is worth.
+"""
+
+import contextlib
+import ctypes
+import functools
+import gc
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from byteloom.models.multiscale import Multiscale
+from byteloom.sizing import flops_per_byte
+
+WORTH_SECONDS = 120.0
+"""From so long a run on, a CPU earns back by compiling what it cost: 20 seconds, then a fifth off every step."""
+FLOPS = 3e11
+"""Per second: what two cores of a CPU with bf16 matrix units reach in training, roughly."""
+
+
+@contextlib.contextmanager
+def accelerated(model: Multiscale, compiled: bool, recompute: Sequence[int] = ()) -> Iterator[None]:
+    """Inside, a model trains as asked; after, it is as it was.
+
+    `compiled` compiles each stage's block (all layers of a stage share the code) and the head with its loss, at first
+    use. Blocks of the stages in `recompute` keep their inputs only and run again in the backward pass.
+    """
+    chosen = [block for stage in recompute for block in model.stacks[stage].blocks]
+    every = [block for stack in model.stacks for block in stack.blocks] if compiled else []
+    for block in chosen:
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    for block in every:
+        block.compile(dynamic=False)
+    if compiled:
+        model.score = torch.compile(model.score, dynamic=False)
+    try:
+        yield
+    finally:
+        for block in chosen:
+            del block.forward
+        for block in every:
+            block._compiled_call_impl = None
+        if compiled:
+            del model.score
+
+
+def worth_compiling(bytes_planned: float, seconds_planned: float, model: Multiscale, device: torch.device) -> bool:
+    """Whether a run of so many bytes or seconds, whichever ends first, is long enough, and a compiler works here."""
+    seconds = min(seconds_planned, 3 * flops_per_byte(model.config) * bytes_planned / FLOPS)
+    return (device.type == "cuda" or seconds >= WORTH_SECONDS) and can_compile(device)
+
+
+@functools.cache
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile works: on a CPU it needs a C++ compiler and Python's headers, on CUDA Triton."""
+    try:
+        torch.compile(torch.sin, dynamic=False)(torch.zeros(64, device=device))
+    except Exception:
+        return False
+    return True
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes of memory that are free for tensors; None where that is not known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = []
+    if (info := Path("/proc/meminfo")).exists():
+        found += [int(line.split()[1]) * 1024 for line in info.read_text().splitlines() if "MemAvailable" in line]
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and (most := limit.read_text().strip()) != "max":
+        found.append(max(int(most) - int(used.read_text()), 0))
+    return min(found, default=None)
+
+
+def keep_memory() -> None:
+    """Lets glibc keep what tensors give back, for the next ones.
+
+    By default it returns every large block to the kernel, which hands it out again page by page, filled with zeros: a
+    fifth of a training step on a CPU. Does nothing where the C library is another one.
+    """
+    trim_threshold, mmap_max = -1, -4  # malloc.h
+    if (libc := _glibc()) is not None:
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+def give_back() -> None:
+    """Returns memory that nobody uses to the system: what compiling left behind is as much as a small model."""
+    gc.collect()
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    if os.name != "posix":
+        return None
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
