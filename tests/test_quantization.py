@@ -3,10 +3,13 @@
 import configs
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_multiscale import THREE, TWO, random_ids
 from torch import nn
 
 from byteloom.generation import generate
+from byteloom.layers.linear import Linear
 from byteloom.losses import Loss
 from byteloom.models.config import ModelConfig
 from byteloom.quantization import FEW_ROWS, NarrowLinear, quantize
@@ -51,6 +54,18 @@ def test_a_narrow_model_says_nearly_the_same(config: ModelConfig, weights: str) 
     assert sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) < 0.8 * size
     assert float(after.nats) == pytest.approx(float(before.nats), rel=0.02)
     assert float(after.nats) != float(before.nats)
+
+
+@settings(max_examples=30)
+@given(config=configs.models(), seed=st.integers(0, 2**31), weights=st.sampled_from(["bf16", "int8"]))
+def test_any_model_can_be_narrow(config: ModelConfig, seed: int, weights: str) -> None:
+    model = configs.build(config, seed).requires_grad_(False)
+    ids = random_ids(2, configs.CONTEXT - 3, seed)
+    before = model.loss(ids)
+    quantize(model, weights)  # type: ignore[arg-type]
+    assert not any(type(module) is Linear for module in model.modules())
+    # Weights are random and large here, so that small changes add up; a wrong scale or bias would be far off.
+    assert float(model.loss(ids).nats) == pytest.approx(float(before.nats), rel=0.2)
 
 
 @pytest.mark.parametrize("weights", ["bf16", "int8"])

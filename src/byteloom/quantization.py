@@ -8,9 +8,9 @@ per byte and what they gain.
 from typing import Literal, cast, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from byteloom.layers.linear import multiply
 from byteloom.models.multiscale import Multiscale
 
 Weights = Literal["fp32", "bf16", "int8"]
@@ -38,11 +38,11 @@ class NarrowLinear(nn.Module):
         """(..., K) -> (..., N)."""
         narrow, weight = x.to(torch.bfloat16), cast(Tensor, self.weight)
         if self.scale is None:
-            y = F.linear(narrow, weight)
+            y = multiply(narrow, weight)
         elif x.device.type == "cpu" and x.numel() <= FEW_ROWS * x.shape[-1] and x.shape[-1] % KERNEL_STEP == 0:
             y = torch._weight_int8pack_mm(narrow.flatten(0, -2), weight, self.scale).unflatten(0, x.shape[:-1])
         else:
-            y = F.linear(narrow, weight.to(torch.bfloat16)) * self.scale
+            y = multiply(narrow, weight.to(torch.bfloat16)) * self.scale
         y = y.to(x.dtype)
         return y if self.bias is None else y + self.bias
 

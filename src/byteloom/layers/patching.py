@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from byteloom.layers.linear import Linear
 from byteloom.layers.transformer import make_norm
 
 Expand = Literal["linear", "slice"]
@@ -74,7 +75,7 @@ class PatchEmbedder(nn.Module):
         if config.patch_norm != "none":
             self.norm_in = make_norm(config.patch_norm, span * embed_dim, config.patch_norm_eps)
             self.norm_out = make_norm(config.patch_norm, dim, config.patch_norm_eps)
-        self.project = nn.Linear(span * embed_dim, dim, bias=config.embed_bias) if projection else nn.Identity()
+        self.project = Linear(span * embed_dim, dim, bias=config.embed_bias) if projection else nn.Identity()
 
     def forward(self, ids: Tensor, halo: int = 0, real: Tensor | None = None) -> Tensor:
         """ids (B, halo + K * span) -> (B, K, D). The first `halo` bytes are only read by the convolutions.
@@ -104,7 +105,7 @@ class Expander(nn.Module):
         self.kind, self.patch_size = config.expand, config.patch_size
         size = config.patch_size or 1
         width = (dim, size * child_dim) if config.expand == "linear" else (dim // size, child_dim)
-        self.project = nn.Linear(*width, bias=config.expand_bias)
+        self.project = Linear(*width, bias=config.expand_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, K, D) -> (B, K * P, D')."""

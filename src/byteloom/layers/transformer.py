@@ -22,6 +22,7 @@ from byteloom.layers.attention import (
     attention_bias,
     choose_backend,
 )
+from byteloom.layers.linear import Linear
 from byteloom.layers.state import Kept, Past, Place, StackState
 
 Position = Literal["rope", "learned", "rope+learned", "alibi", "none"]
@@ -175,10 +176,10 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         heads, groups, width = config.num_heads, config.groups, config.width_of_head
-        self.query = nn.Linear(config.dim, heads * width, bias=config.attention_bias)
-        self.key = nn.Linear(config.dim, groups * width, bias=config.attention_bias)
-        self.value = nn.Linear(config.dim, groups * width, bias=config.attention_bias)
-        self.out = nn.Linear(heads * width, config.dim, bias=config.attention_bias)
+        self.query = Linear(config.dim, heads * width, bias=config.attention_bias)
+        self.key = Linear(config.dim, groups * width, bias=config.attention_bias)
+        self.value = Linear(config.dim, groups * width, bias=config.attention_bias)
+        self.out = Linear(heads * width, config.dim, bias=config.attention_bias)
 
     def project(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """(..., D) -> queries (..., H, d), keys and values (..., G, d), normalised and turned."""
@@ -191,6 +192,19 @@ class Attention(nn.Module):
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         return q.to(v.dtype), k.to(v.dtype), v
 
+    def mix(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        reach: Reach,
+        bias: Tensor | None,
+        backend: Backend,
+        past: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """Queries (B, T, H, d) over keys and values (B, T, G, d) -> (B, T, D); the rest as `attend`."""
+        return self.out(attend(q, k, v, reach, bias, backend, past).flatten(-2))
+
 
 class MLP(nn.Module):
     """Up, activation (with a gate for SwiGLU), down."""
@@ -199,9 +213,9 @@ class MLP(nn.Module):
         super().__init__()
         hidden = round(config.dim * config.mlp_ratio)
         self.activation = ACTIVATIONS[config.mlp]
-        self.up = nn.Linear(config.dim, hidden, bias=config.mlp_bias)
-        self.gate = nn.Linear(config.dim, hidden, bias=config.mlp_bias) if config.mlp == "swiglu" else None
-        self.down = nn.Linear(hidden, config.dim, bias=config.mlp_bias)
+        self.up = Linear(config.dim, hidden, bias=config.mlp_bias)
+        self.gate = Linear(config.dim, hidden, bias=config.mlp_bias) if config.mlp == "swiglu" else None
+        self.down = Linear(hidden, config.dim, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
@@ -248,8 +262,7 @@ class Block(nn.Module):
         first = x
         q, k, v = self.attention.project(narrow(self.attention_norm(h)), rope)
         seen = None if past is None else (past.keys, past.values)
-        mixed = attend(q, k, v, self.reach, bias, backend, seen)
-        x = x + self.dropout(self.attention.out(mixed.flatten(-2)))
+        x = x + self.dropout(self.attention.mix(q, k, v, self.reach, bias, backend, seen))
         h = shift_tokens(x, self.reach, before[1]) if self.token_shift else x
         second = x
         x = x + self.dropout(self.mlp(narrow(self.mlp_norm(h))))

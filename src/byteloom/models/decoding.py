@@ -189,7 +189,7 @@ def compiled_run(model: "Multiscale", stage: int, state: State) -> "Run":
         else:
             options["size_asserts"] = False
         fresh = FunctionType(code, run_on_device.__globals__)
-        known[key] = torch.compile(fresh, dynamic=False, options=options)
+        known[key] = torch.compile(fresh, dynamic=False, fullgraph=True, options=options)
     return known[key]
 
 

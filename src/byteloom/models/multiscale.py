@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from byteloom.layers.linear import Linear, multiply
 from byteloom.layers.patching import Expander, PatchEmbedder
 from byteloom.layers.state import Past
 from byteloom.layers.transformer import Stack
@@ -53,7 +54,7 @@ class Multiscale(nn.Module):
             self.starts.append(nn.Parameter(torch.empty(stage.dim)))
             if stage.patch_size is not None:
                 self.expanders.append(Expander(stage, dim=stage.dim, child_dim=config.stages[i + 1].dim))
-        self.head = None if config.tied_head else nn.Linear(config.stages[-1].dim, config.vocab_size, bias=False)
+        self.head = None if config.tied_head else Linear(config.stages[-1].dim, config.vocab_size, bias=False)
         self.head_bias = nn.Parameter(torch.empty(config.vocab_size)) if config.head_bias else None
         self.spans = tuple(config.span(i) for i in range(len(config.stages)))
         self.init_weights()
@@ -207,8 +208,9 @@ class Multiscale(nn.Module):
 
     def logits(self, h: Tensor) -> Tensor:
         """The finest stage's output (..., D) -> logits (..., V)."""
-        weight = self.embedders[-1].table.weight if self.head is None else self.head.weight
-        logits = F.linear(h, weight, self.head_bias)
+        logits = multiply(h, self.embedders[-1].table.weight) if self.head is None else self.head(h)
+        if self.head_bias is not None:
+            logits = logits + self.head_bias
         cap = self.config.logit_cap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
