@@ -1,5 +1,6 @@
 """Analytic costs against torch's own counters."""
 
+import dataclasses
 import math
 
 import configs
@@ -10,6 +11,7 @@ from test_multiscale import ONE, THREE, TWO
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from byteloom import sizing
 from byteloom.models.config import ModelConfig, StageConfig
 from byteloom.models.multiscale import Multiscale
 from byteloom.sizing import describe, memory, propose, propose_patches, stage_costs
@@ -21,6 +23,13 @@ DEFAULT = ModelConfig(
         StageConfig(dim=64, num_layers=2, num_heads=1, window=32),
     ),
     context=512,
+)
+TWO_LONG = ModelConfig(
+    stages=(
+        StageConfig(dim=64, num_layers=2, num_heads=2, patch_size=4),
+        StageConfig(dim=64, num_layers=4, num_heads=2, window=8),
+    ),
+    context=2048,
 )
 PAPER = ModelConfig(
     stages=(
@@ -149,3 +158,33 @@ def test_budgets_that_cannot_be_met_are_refused() -> None:
         propose(1024, parameters=100)
     with pytest.raises(ValueError, match="give a budget"):
         propose(1024)
+
+
+def test_a_plan_computes_again_only_what_does_not_fit() -> None:
+    whole = sizing.activations(TWO_LONG, TWO_LONG.context, 2, "fp32")
+    assert sizing.plan(TWO_LONG, 2, "fp32", whole) == sizing.Plan()
+    half = sizing.plan(TWO_LONG, 2, "fp32", whole * 0.6)
+    assert half.chunk is not None and sizing.SMALLEST_CHUNK < half.chunk < 2 * TWO_LONG.context and not half.recompute
+    least = sizing.plan(TWO_LONG, 2, "fp32", 1)
+    assert least == sizing.Plan(chunk=sizing.SMALLEST_CHUNK, recompute=(0,))
+    one_stage = dataclasses.replace(TWO_LONG, stages=TWO_LONG.stages[1:])
+    assert sizing.plan(one_stage, 2, "fp32", 1) == sizing.Plan(recompute=(0,))
+
+
+def test_what_a_plan_keeps_is_about_its_budget() -> None:
+    """Counted on a real pass: what autograd holds when the forward pass has ended."""
+    model = Multiscale(TWO_LONG)
+    ids = torch.zeros(2, TWO_LONG.context, dtype=torch.long)
+    whole = sizing.activations(TWO_LONG, TWO_LONG.context, 2, "fp32")
+    found = sizing.plan(TWO_LONG, 2, "fp32", whole * 0.6)
+    kept: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = (tensor.untyped_storage().nbytes(), tensor)
+        return tensor
+
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model.loss(ids, chunk=found.chunk)
+    held = sum(size for place, (size, _) in kept.items() if place not in own)
+    assert 0.3 * whole < held < 0.7 * whole

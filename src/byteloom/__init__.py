@@ -13,10 +13,22 @@ if TYPE_CHECKING:
     from byteloom.models.config import ModelConfig, StageConfig
     from byteloom.models.multiscale import Multiscale
     from byteloom.models.store import load, save
+    from byteloom.quantization import quantize
 
 __version__ = "0.1.0"
 
-__all__ = ["Document", "ModelConfig", "Multiscale", "Segment", "StageConfig", "evaluate", "generate", "load", "save"]
+__all__ = [
+    "Document",
+    "ModelConfig",
+    "Multiscale",
+    "Segment",
+    "StageConfig",
+    "evaluate",
+    "generate",
+    "load",
+    "quantize",
+    "save",
+]
 
 _HOMES = {
     "Document": "documents",
@@ -27,6 +39,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "generate": "generation",
     "load": "models.store",
+    "quantize": "quantization",
     "save": "models.store",
 }
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from byteloom import codecs
 from byteloom.corpus import Corpus
 from byteloom.documents import Document, Segment
-from byteloom.losses import VOCABULARY, bits_per_byte, cross_entropy, summed_loss
+from byteloom.losses import VOCABULARY, bits_per_byte, summed_loss
 from byteloom.models.multiscale import Multiscale
 from byteloom.packing import PackedStream
 from byteloom.shards import open_data
@@ -200,11 +200,15 @@ def evaluate(
     )
 
 
+CHUNK = 1 << 16
+"""Bytes of a batch that finer stages take at a time, so that a long window needs little memory."""
+
+
 @torch.inference_mode()
 def nats_of_each(model: Multiscale, ids: Tensor, autocast: bool = False) -> Tensor:
     """What each id costs given those before it: ids (B, T) -> nats (B, T) in fp32."""
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=autocast):
-        return cross_entropy(model(ids), ids)
+        return model.nats(ids, CHUNK)
 
 
 def batches(windows: Sequence[Window], size: int) -> Iterator[list[Window]]:

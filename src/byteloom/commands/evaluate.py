@@ -10,6 +10,7 @@ from rich.table import Table
 from byteloom.commands import call, write_report
 from byteloom.evaluation import baselines, evaluate
 from byteloom.models.store import load
+from byteloom.quantization import Weights, quantize
 from byteloom.shards import open_data
 
 
@@ -28,6 +29,7 @@ def run(
     max_bytes: int | None = None,
     modality: str | None = None,
     device: str = "auto",
+    weights: Weights = "fp32",
     baseline: bool = True,
     json: str | None = None,
 ) -> None:
@@ -42,10 +44,11 @@ def run(
         max_bytes: Measure only about the first so many bytes.
         modality: Read every file as this one; by default each by its name and content.
         device: Where to run: "cpu", "cuda", or "auto" for CUDA where there is one.
+        weights: Type of the weights, to see what bf16 and int8 cost.
         baseline: Also compress the same bytes with the four compressors.
         json: Write all numbers as JSON to this file, or to stdout with "-".
     """
-    network = load(model, device)
+    network = quantize(load(model, device), weights)
     corpus = open_data(list(paths), modality)
     found = evaluate(network, corpus, method=method, context=context, batch_size=batch_size, max_bytes=max_bytes)
     report = found.to_json()
