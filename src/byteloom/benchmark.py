@@ -135,7 +135,7 @@ def matrix_products(call: Callable[[], object]) -> Counter[Product]:
     found: Counter[Product] = Counter()
     positions = {torch.ops.aten.mm.default: 0, torch.ops.aten.addmm.default: 1}
 
-    class Note(TorchDispatchMode):
+    class _Note(TorchDispatchMode):
         def __torch_dispatch__(
             self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
         ) -> Any:
@@ -144,7 +144,7 @@ def matrix_products(call: Callable[[], object]) -> Counter[Product]:
                 found[a.shape, a.stride(), b.shape, b.stride(), a.dtype] += 1
             return func(*args, **(kwargs or {}))
 
-    with Note():
+    with _Note():
         call()
     return found
 

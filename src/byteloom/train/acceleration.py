@@ -46,7 +46,7 @@ def accelerated(model: Multiscale, compiled: bool, recompute: Sequence[int] = ()
         for block in chosen:
             del block.forward
         for block in every:
-            block._compiled_call_impl = None
+            del block._compiled_call_impl  # the class has None
         if compiled:
             del model.score
 
