@@ -33,7 +33,7 @@ WRITTEN, PROMPT, FEW = 256, 256, 16
 
 
 def prompt(length: int, seed: int = 0) -> bytes:
-    """Random printable bytes, so that no model ends by itself sooner than another."""
+    """Random printable bytes."""
     return bytes(np.random.default_rng(seed).integers(32, 127, length).astype(np.uint8))
 
 
@@ -153,7 +153,8 @@ def main(
         contestants = {}
         for peer in peers.build(shjwudp):
             if peer.next_logits is not None:
-                contestants[peer.name, "fp32"] = uncached_writing(peer, False, context - FEW, FEW)
+                for kind in ("fp32", "bf16"):
+                    contestants[peer.name, kind] = uncached_writing(peer, kind == "bf16", context - FEW, FEW)
         for weights, model in models.items():
             contestants["byteloom", weights] = stepping(model, context)
         found = in_turn(contestants, rounds)
@@ -193,24 +194,24 @@ def main(
         Path(json).write_text(dumps(report, indent=1))
 
 
-def stepping(model: Multiscale, context: int, count: int = 256) -> Callable[[], int]:
-    """A call that writes `count` bytes from where a prompt of `context` bytes ended, the prompt not counted.
+def stepping(model: Multiscale, context: int, times: int = 16) -> Callable[[], int]:
+    """A call that writes FEW bytes from where a prompt of `context` bytes ended, so many times, the prompt not counted.
 
-    Each call goes on from the same place: caches are overwritten with what they held.
+    Each time goes on from the same place: caches are overwritten with what they held.
     """
-    longest = 1 << (context + count).bit_length()
     ids = torch.from_numpy(np.frombuffer(prompt(context), np.uint8).astype(np.int64))[None]
     with torch.inference_mode():
-        state = model.start(1, longest, compiled=True)
+        state = model.start(1, 1 << (context + FEW - 1).bit_length(), compiled=True)
         model.prefill(ids, [context], state)
 
     def call() -> int:
+        chosen = torch.tensor([65])
         with torch.inference_mode():
-            state.lengths[:] = context
-            chosen = torch.tensor([65])
-            for _ in range(count):
-                model.step(chosen, state)
-        return count
+            for _ in range(times):
+                state.lengths[:] = context
+                for _ in range(FEW):
+                    model.step(chosen, state)
+        return times * FEW
 
     return call
 

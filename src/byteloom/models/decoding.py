@@ -186,6 +186,8 @@ def compiled_run(model: "Multiscale", stage: int, state: State) -> "Run":
         options: dict[str, Any] = {"guard_filter_fn": lambda guards: [not guard.name for guard in guards]}
         if state.ids.device.type == "cuda":
             options["triton.cudagraphs"] = True
+            for tensor in state.tensors():  # a graph writes to them where they are
+                torch._dynamo.mark_static_address(tensor)
         else:
             options["size_asserts"] = False
         fresh = FunctionType(code, run_on_device.__globals__)
