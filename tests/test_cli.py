@@ -80,8 +80,35 @@ def test_the_whole_way_from_files_to_bytes(tmp_path: Path) -> None:
     assert out.startswith("line")
     again, _ = byteloom("generate", run, "--prompt", "line", "--max-bytes", 20, "--valid-utf8")
     assert again == out
+    out, _ = byteloom("generate", run, "--prompt", "line", "--max-bytes", 20, "--weights", "int8", "--compile")
+    assert out.startswith("line")
+    exact, narrow = (
+        json.loads(byteloom("evaluate", run, tmp_path / "in" / "0.txt", "--weights", weights, "--json", "-")[0])
+        for weights in ("fp32", "int8")
+    )
+    assert narrow["bits_per_byte"] == pytest.approx(exact["bits_per_byte"], rel=0.01)
+    assert narrow["bits_per_byte"] != exact["bits_per_byte"]
     byteloom("generate", run, "--prompt-file", tmp_path / "in" / "empty.txt", "--max-bytes", 9, "--out", tmp_path / "o")
     assert len((tmp_path / "o").read_bytes()) <= 9
+
+
+def test_a_machine_is_measured(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = byteloom("bench", model, "--profile", "--rounds", 1, "--compile", "off", "--json", "-")
+    report = json.loads(out)
+    assert report["training"]["bytes_per_second"]["median"] > 0 and report["training"]["share"] > 0
+    assert report["training"]["profile"].keys() >= {"stage 0 MLP", "stage 1 attention", "head and loss", "optimizer"}
+    assert report["generation"].keys() == {"fp32", "bf16", "int8"}
+    assert report["generation"]["int8"]["bytes_read"] < report["generation"]["fp32"]["bytes_read"]
+    out, _ = byteloom("bench", model, "--part", "generation", "--rounds", 1, "--compile", "off", "--weights", "bf16")
+    assert "of bandwidth" in out and "training" not in out
+    for args, expected in (
+        (["bench", "nothing"], "no such folder"),
+        (["bench", model, "--rounds", 0], "--rounds"),
+        (["bench", model, "--batch-size", -1], "batch_size"),
+        (["bench", model, "--weights", "int4"], "int4"),
+    ):
+        code, line = refused(capsys, *args)
+        assert code == 2 and expected in line, line
 
 
 def test_weights_come_in_and_go_out(tmp_path: Path, capsys: pytest.CaptureFixture[str], model: Path) -> None:
