@@ -63,7 +63,9 @@ def run(
         torch.set_num_threads(threads)
     recipe = recipe_of(model, batch_size, context)
     place = pick_device(device)
-    compiled = compile == "on" or (compile == "auto" and can_compile(place))
+    compiled = compile != "off" and can_compile(place)
+    if compile == "on" and not compiled:
+        raise UsageError("torch.compile does not work here: it needs g++ and Python's headers; use --compile off")
     keep_memory()
     quiet = json == "-"
     console = Console(highlight=False, stderr=quiet)
