@@ -68,7 +68,8 @@ class TrainConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile: some 20 seconds to begin with, then faster; "auto" where the run is long enough for that."""
     activation_memory: float | None = None
-    """GiB of activations to keep for the backward pass; what is more is computed again. None: half of what is free."""
+    """GiB of activations to keep for the backward pass; what is more is computed again. None: an eighth of what is
+    free, for with gradients and passing values the peak is about three times as high."""
     deterministic: bool = False
     """Only algorithms whose result is the same bit for bit every time (same machine, same number of threads)."""
     validations: int = 10
@@ -342,7 +343,7 @@ def decide(progress: Progress, settings: TrainConfig, model: Multiscale, device:
         raise TrainingError("torch.compile does not work here: it needs g++ and Python's headers; use --compile off")
     if anew or settings.activation_memory:
         budget = settings.activation_memory and settings.activation_memory * 2**30
-        budget = budget or (acceleration.available_memory(device) or math.inf) / 2
+        budget = budget or (acceleration.available_memory(device) or math.inf) / 8
         found = plan(model.config, settings.batch_size, progress.precision, budget)
         progress.chunk, progress.recompute = found.chunk, found.recompute
 
