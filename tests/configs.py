@@ -3,29 +3,47 @@
 import torch
 from hypothesis import strategies as st
 
-from byteloom.models.config import ModelConfig, StageConfig
+from byteloom.layers.continuous import InputConfig
+from byteloom.layers.modalities import EmbedderConfig, StreamConfig
+from byteloom.models.config import ModalityConfig, ModelConfig, StageConfig
 from byteloom.models.multiscale import Multiscale
 
 VARIED_STAGE = {
     "dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "position", "rope_base", "max_positions", "norm",
     "norm_eps", "qk_norm", "mlp", "mlp_ratio", "attention_bias", "mlp_bias", "token_shift", "dropout", "window",
     "zero_init", "residual_scalars", "patch_size", "embed_dim", "projection", "patch_norm", "patch_norm_eps",
-    "conv_kernels", "embed_bias", "expand", "expand_bias", "cross_patch",
+    "conv_kernels", "offsets", "embed_bias", "expand", "expand_bias", "cross_patch",
+}  # fmt: skip
+VARIED_EMBEDDER = {
+    "kind", "bottleneck", "pooling", "dropout", "positions", "streams", "fuse", "stream_dropout",
 }  # fmt: skip
 VARIED_MODEL = {
-    "stages", "vocab_size", "context", "tied_head", "head_bias", "logit_cap", "init_std", "late_parent",
+    "stages", "vocab_size", "context", "tied_head", "head_bias", "logit_cap", "init_std", "late_parent", "modalities",
+    "embedder", "heads", "inputs", "init_waves",
 }  # fmt: skip
 """What `models` draws; a test compares these with the dataclasses' fields, so that a new option is not forgotten."""
 
 CONTEXT = 24
+MODALITIES = (
+    ModalityConfig(name="text", mark=260),
+    ModalityConfig(name="image", mark=261),
+    ModalityConfig(name="codes", mark=280, first_id=320, num_ids=10),
+)
 
 
 @st.composite
-def models(draw: st.DrawFn, late_parent: bool | None = None) -> ModelConfig:
-    """A config of 1 to 3 stages with patches of 1 to 5."""
-    num_stages = draw(st.integers(1, 3))
+def models(draw: st.DrawFn, late_parent: bool | None = None, kind: str | None = None) -> ModelConfig:
+    """A config of 1 to 3 stages with patches of 1 to 5, and an embedder of any kind, or of the one that is named."""
+    num_stages = draw(st.integers(2 if kind == "fusion" else 1, 3))
     patch_sizes = [draw(st.integers(1, 5)) for _ in range(num_stages - 1)]
     late = num_stages > 1 and (draw(st.integers(0, 5)) == 0 if late_parent is None else late_parent)
+    late = late and kind in (None, "plain")
+    if kind is None:
+        kinds = ["plain", "universal", "specific", *(["fusion"] if num_stages > 1 else [])]
+        kind = "plain" if late else draw(st.sampled_from(kinds))
+    pooling = draw(st.sampled_from(["concat", "concat", "attention"]))
+    bottleneck = draw(st.sampled_from([None, None, 3]))
+    reshaped = pooling == "attention" or bottleneck is not None
     stages = []
     for i in range(num_stages):
         span = 1
@@ -52,7 +70,8 @@ def models(draw: st.DrawFn, late_parent: bool | None = None) -> ModelConfig:
             "dropout": draw(st.sampled_from([0.0, 0.1])),
             "zero_init": draw(st.booleans()),
             "residual_scalars": draw(st.booleans()),
-            "conv_kernels": draw(st.sampled_from([(), (), (3, 5, 7), (2,)])),
+            "conv_kernels": () if kind == "fusion" else draw(st.sampled_from([(), (), (3, 5, 7), (2,)])),
+            "offsets": () if kind == "fusion" else draw(st.sampled_from([(), (2,), (3, 5)])),
             "patch_norm": draw(st.sampled_from(["none", "rms", "layer"])),
             "patch_norm_eps": draw(st.sampled_from([1e-6, 1e-5])),
             "expand_bias": draw(st.booleans()),
@@ -63,7 +82,7 @@ def models(draw: st.DrawFn, late_parent: bool | None = None) -> ModelConfig:
             fields["expand"] = draw(st.sampled_from(["linear", "slice"]))
             dim = dim if fields["expand"] == "linear" else 4 * patch_sizes[i] * num_heads
             dim = dim if dim % num_heads == 0 else 4 * num_heads
-        plain = fields["patch_norm"] == "none" and draw(st.booleans())
+        plain = fields["patch_norm"] == "none" and not reshaped and draw(st.booleans())
         if plain and not finest:
             width = -(-dim // span)
             fields["projection"] = False if width * span == dim else None
@@ -84,16 +103,49 @@ def models(draw: st.DrawFn, late_parent: bool | None = None) -> ModelConfig:
         if dim % 2:
             fields["token_shift"] = False
         stages.append(StageConfig(**fields))
+    streams = draw(fused_streams(patch_sizes)) if kind == "fusion" else ()
+    modalities = () if kind == "fusion" or late or (kind == "plain" and draw(st.booleans())) else MODALITIES
+    apart = bool(modalities or streams) and draw(st.booleans())
     return ModelConfig(
         stages=tuple(stages),
-        vocab_size=draw(st.sampled_from([320, 330])),
+        vocab_size=330 if modalities else draw(st.sampled_from([320, 330])),
         context=draw(st.sampled_from([CONTEXT, CONTEXT - 1])),
-        tied_head=draw(st.booleans()),
+        tied_head=draw(st.booleans()) and (apart or kind in ("plain", "universal")),
+        heads="by_modality" if apart else "shared",
+        modalities=modalities,
+        embedder=EmbedderConfig(
+            kind=kind,
+            bottleneck=bottleneck,
+            pooling=pooling,
+            dropout=draw(st.sampled_from([0.0, 0.1])),
+            positions=0 if kind == "plain" else draw(st.sampled_from([0, 7, 16])),
+            streams=streams,
+            fuse=draw(st.sampled_from(["sum", "attention"])),
+            stream_dropout=draw(st.sampled_from([0.0, 0.5])) if streams else 0.0,
+        ),
+        inputs=draw(st.sampled_from([(), (InputConfig(name="colours", width=3, patch=(2, 2)),)])),
         head_bias=draw(st.booleans()),
         logit_cap=draw(st.sampled_from([None, 5.0])),
         init_std=draw(st.sampled_from([0.02, 0.006])),
+        init_waves=draw(st.sampled_from([None, 8.0])) if not late else None,
         late_parent=late,
     )
+
+
+@st.composite
+def fused_streams(draw: st.DrawFn, patch_sizes: list[int]) -> tuple[StreamConfig, ...]:
+    """One to three streams that share a patch of the coarsest stage."""
+    unit = 1
+    for size in patch_sizes[1:]:
+        unit *= size
+    count = draw(st.integers(1, min(3, patch_sizes[0])))
+    borders = sorted(draw(st.permutations(range(1, patch_sizes[0])))[: count - 1])
+    sizes = [unit * (b - a) for a, b in zip([0, *borders], [*borders, patch_sizes[0]], strict=True)]
+    order = {"given": 0, "predicted": 1, "past": 2}
+    others = [draw(st.sampled_from(list(order))) for _ in sizes[1:]]
+    roles = sorted(["predicted", *others], key=order.__getitem__)
+    pairs = zip(roles, sizes, strict=True)
+    return tuple(StreamConfig(name=f"stream {i}", size=size, role=role) for i, (role, size) in enumerate(pairs))
 
 
 def build(config: ModelConfig, seed: int = 0) -> Multiscale:

@@ -1,21 +1,26 @@
 """The command: each one on real files, and one clear line for every mistake."""
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from MEGABYTE_pytorch import MEGABYTE
+from PIL import Image
 from test_corpus import folder_of
 from test_loop import TEXT
 from test_multiscale import TWO
 
-from byteloom import cli
+from byteloom import cli, codecs
 from byteloom.commands import one_line
-from byteloom.models.config import ModelConfig, StageConfig
+from byteloom.layers.modalities import EmbedderConfig, StreamConfig
+from byteloom.models.config import ModalityConfig, ModelConfig, StageConfig
 from byteloom.models.multiscale import Multiscale
 from byteloom.models.store import save
 
@@ -92,6 +97,36 @@ def test_the_whole_way_from_files_to_bytes(tmp_path: Path) -> None:
     assert len((tmp_path / "o").read_bytes()) <= 9
 
 
+def test_several_modalities_from_files_to_numbers(tmp_path: Path) -> None:
+    """A mixture with options of media; evaluation reads pictures as the run did, unless it is told otherwise."""
+    folder_of(tmp_path / "words", {f"{i}.txt": TEXT[i * 100 : i * 100 + 2000] for i in range(6)})
+    (tmp_path / "shown").mkdir()
+    for i in range(30):
+        pixels = np.random.default_rng(i).integers(0, 256, (6, 4, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "shown" / f"{i}.png")
+    run = tmp_path / "run"
+    mixture = ["--data", tmp_path / "words", tmp_path / "shown", "--mixture", 1, 2, "--image.scan", "raster"]
+    train = ["train", "text-small", "--out", run, *TINY, "--steps", 4, "--validations", 1]
+    _, err = byteloom(*train, *mixture, "--loss-weights", "image", 0.5)
+    assert "(text " in err and ", image " in err
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["by_modality"].keys() == last["valid_by_modality"].keys() == {"text", "image"}
+    described = json.loads((run / "config.json").read_text())["run"]
+    assert described["media"]["image"]["scan"] == "raster" and described["train"]["loss_weights"] == {"image": 0.5}
+
+    def measured(*options: object) -> dict:
+        return json.loads(byteloom("evaluate", run, tmp_path / "shown", "--no-baseline", "--json", "-", *options)[0])
+
+    report = measured()
+    assert report["items"] == 30 and report["standard_error"] > 0 and report["bytes"] == 30 * 72
+    assert report == measured("--image.scan", "raster")
+    assert report["nats"] != measured("--image.scan", "patch")["nats"]
+    out, _ = byteloom("evaluate", run, tmp_path / "shown", tmp_path / "words", "--no-baseline")
+    assert "±" in out and "36 documents" in out and "image" in out and "14,160 bytes" in out
+    _, err = byteloom(*train[:3], tmp_path / "second", *train[4:], "--data", tmp_path / "words", "--init", run)
+    assert f"tensors begin as those of {run}" in err
+
+
 def test_a_machine_is_measured(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = byteloom("bench", model, "--profile", "--rounds", 1, "--compile", "off", "--json", "-")
     report = json.loads(out)
@@ -143,6 +178,100 @@ def test_weights_come_in_and_go_out(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert not (tmp_path / "other").exists()
 
 
+@pytest.fixture
+def modal(tmp_path: Path) -> Path:
+    """A model of text, pictures and sound that hardly ever ends a document."""
+    modalities = tuple(ModalityConfig(name=name, mark=codecs.MARKS[name]) for name in ("text", "image", "audio"))
+    embedder = EmbedderConfig(kind="universal")
+    config = dataclasses.replace(TWO, modalities=modalities, embedder=embedder, head_bias=True, context=200)
+    torch.manual_seed(0)
+    network = Multiscale(config)
+    with torch.no_grad():
+        network.head_bias[258] = -1e4
+    save(network, tmp_path / "modal", {"media": {"image": {"scan": "raster"}, "audio": {"coding": "pcm8"}}})
+    return tmp_path / "modal"
+
+
+def run_here(capsys: pytest.CaptureFixture[str], *args: object) -> str:
+    """Runs the command in this process; returns what it said on stderr."""
+    capsys.readouterr()
+    cli.main([str(arg) for arg in args])
+    return capsys.readouterr().err
+
+
+def test_files_of_every_modality_are_continued_as_such(
+    modal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "in.png")
+    soundfile.write(tmp_path / "in.wav", np.linspace(-0.5, 0.5, 40), 20, subtype="PCM_U8")
+    (tmp_path / "page.jsonl").write_text(
+        '[{"modality": "text", "text": "a picture"}, {"modality": "image", "path": "in.png"}]\n'
+    )
+    generate = ["generate", modal, "--out", tmp_path / "out.png"]
+    run_here(capsys, *generate, "--prompt-file", tmp_path / "in.png")
+    found = np.asarray(Image.open(tmp_path / "out.png"))
+    assert found.shape == (6, 4, 3) and (found[:3] == pixels[:3]).all() and (found[3:] != pixels[3:]).any()
+    run_here(capsys, *generate, "--prompt-file", tmp_path / "in.png", "--prompt-share", 0.9, "--seed", 1)
+    assert (np.asarray(Image.open(tmp_path / "out.png"))[:5] == pixels[:5]).all()
+    run_here(capsys, *generate, "--size", "3x2", "--modality", "image")
+    assert Image.open(tmp_path / "out.png").size == (3, 2)
+    sound = ["generate", modal, "--prompt-file", tmp_path / "in.wav", "--out", tmp_path / "out.wav"]
+    for options, seconds in (("--seconds", 0.5), 2.5), (("--prompt-share", 0.25), 2.0), (("--max-bytes", 10), 2.5):
+        run_here(capsys, *sound, *options)
+        samples, rate = soundfile.read(tmp_path / "out.wav")
+        assert len(samples) == seconds * rate and abs(samples[5] - (-0.5 + 5 / 39)) < 0.01
+    err = run_here(capsys, *generate, "--prompt-file", tmp_path / "page.jsonl", "--follow", "text", "--max-bytes", 50)
+    assert "out.png.0.txt" in err and Image.open(tmp_path / "out.png.1.png").size == (4, 6)
+    assert len((tmp_path / "out.png.2.txt").read_bytes()) == 50 - 36
+    for args, expected in (
+        (["--prompt-file", tmp_path / "in.png"], "--out is needed: image"),
+        (["--prompt-file", tmp_path / "in.png", "--out", tmp_path / "x.txt"], "no picture format"),
+        (["--modality", "image", "--size", "3", "--out", tmp_path / "x.png"], "WIDTHxHEIGHT"),
+        (["--size", "3x3", "--out", tmp_path / "x.png"], "modality text"),
+        (["--size", "3x3", "--prompt", "a"], "--size"),
+        (["--prompt", "a", "--seconds", 1], "--seconds"),
+        (["--prompt-file", tmp_path / "in.png", "--seconds", 1, "--out", tmp_path / "x.png"], "--seconds"),
+        (["--prompt", "a", "--prompt-share", 2], "--prompt-share"),
+        (["--prompt", "a", "--follow", "smell"], "smell"),
+        (["--prompt-file", tmp_path / "in.png", "--stop", "x", "--out", tmp_path / "x.png"], "--stop"),
+    ):
+        code, line = refused(capsys, "generate", modal, *args)
+        assert code == 2 and expected in line, line
+    code, line = refused(capsys, "generate", modal, "--modality", "image", "--out", tmp_path / "x.png", "--top-k", 1)
+    assert code == 1 and "the model wrote no header" in line and "--seed" in line
+    assert not list(tmp_path.glob("x.*"))
+
+
+def test_a_fused_model_writes_one_stream_beside_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    streams = (StreamConfig(name="audio", size=3, role="given"), StreamConfig(name="text", size=1))
+    config = dataclasses.replace(TWO, embedder=EmbedderConfig(kind="fusion", streams=streams), tied_head=False)
+    save(Multiscale(config), tmp_path / "fused")
+    soundfile.write(tmp_path / "in.wav", np.linspace(-0.5, 0.5, 30), 20, subtype="PCM_U8")
+    line = [{"modality": "audio", "path": "in.wav"}, {"modality": "text", "text": "abcd"}]
+    (tmp_path / "in.jsonl").write_text(json.dumps(line) + "\n")
+    generate = ["generate", tmp_path / "fused", "--out", tmp_path / "out"]
+    for prompt, beginning in (("in.jsonl", b"ab"), ("in.wav", b"")):
+        err = run_here(capsys, *generate, "--prompt-file", tmp_path / prompt)
+        assert "out.0.wav" in err and "out.1.txt" in err
+        assert (soundfile.read(tmp_path / "out.0.wav")[0] == soundfile.read(tmp_path / "in.wav")[0]).all()
+        written = (tmp_path / "out.1.txt").read_bytes()
+        assert len(written) == 10 and written.startswith(beginning)
+    code, line = refused(capsys, *generate[:2], "--prompt", "abc")
+    assert code == 2 and "--out is needed" in line
+
+
+def test_a_file_that_the_model_did_not_learn_is_refused_or_taken_as_it_is(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("L", (2, 2)).save(tmp_path / "in.bmp")
+    code, line = refused(capsys, "generate", model, "--prompt-file", tmp_path / "in.bmp")
+    assert code == 2 and "in.bmp is of modality image and the model learned text" in line
+    as_text = ["--prompt-file", tmp_path / "in.bmp", "--modality", "text", "--max-bytes", 3, "--prompt-share", 0.01]
+    run_here(capsys, "generate", model, *as_text, "--out", tmp_path / "out")
+    assert (tmp_path / "out").read_bytes()[:2] == b"BM"
+
+
 @pytest.mark.parametrize("command", cli.command_names())
 def test_every_command_explains_every_option(command: str) -> None:
     out, _ = byteloom(command, "--help")
@@ -174,6 +303,12 @@ def test_bad_usage_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], mo
         ([*train, "--steps", 0], "steps is 0"),
         ([*train, "--model.stages.0.num-heads", 3], "num_heads is 3"),
         ([*train, "--optim.schedule", "sine"], "sine"),
+        ([*train, "--mixture", 1, 2], "mixture has 2 weights for 1 paths"),
+        ([*train, "--mixture", -1], "must be above 0"),
+        ([*train, "--loss-weights", "text"], "key-value"),
+        ([*train, "--loss-weights", "text", -1], "loss_weights"),
+        ([*train, "--image.scan", "spiral"], "spiral"),
+        (["evaluate", model], "name the data to measure on"),
         (["evaluate", model, data / "a.txt", "--method", "guess"], "guess"),
         (["generate", model, "--prompt", "x" * 40], "context is 32"),
         (["generate", model, "--prompt", "x", "--prompt-file", data / "a.txt"], "two prompts"),
@@ -200,13 +335,14 @@ def test_bad_files_are_one_line_and_code_1(capsys: pytest.CaptureFixture[str], m
         (["train", "text-small", "--data", data / "empty", "--out", run], "empty: is empty"),
         (["train", "text-small", "--data", tmp_path / "nothing", "--out", run], "nothing: no file with bytes"),
         (["train", "text-small", "--data", data, "--out", model], "holds a run already"),
+        (["train", "text-small", "--data", data, "--out", run, "--loss-weights", "image", 2], "there are text"),
         (["evaluate", tmp_path / "gone", data / "a.txt"], "config.json: not found"),
         (["evaluate", data, data / "a.txt"], "config.json: not found"),
         (["evaluate", truncated, data / "a.txt"], "model.safetensors: is damaged"),
         (["evaluate", model, tmp_path / "gone"], "gone: cannot be found"),
         (["evaluate", model, data / "a.txt", "--json", tmp_path / "no" / "where"], "No such file"),
         (["generate", truncated], "is damaged"),
-        (["generate", model, "--prompt-file", tmp_path / "gone"], "gone: No such file"),
+        (["generate", model, "--prompt-file", tmp_path / "gone"], "gone: cannot be found"),
         (["generate", model, "--device", "cuda:9"], "cuda"),
         (["prepare", data, "--out", data], "exists already"),
     ):

@@ -1,6 +1,5 @@
-"""Files and folders as they are, and the split."""
+"""Documents with random access, and the split."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -20,46 +19,18 @@ def folder_of(root: Path, files: dict[str, bytes]) -> Path:
     return root
 
 
+def picture(size: int, seed: int = 0, header: bytes = b"\0\1\0\1\x10") -> Segment:
+    return Segment(
+        modality="image", data=np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8), header=header
+    )
+
+
 def text(*parts: bytes, name: str = "") -> Document:
     return Document(segments=tuple(Segment(modality="text", data=np.frombuffer(p, np.uint8)) for p in parts), name=name)
 
 
 def contents(corpus: Corpus) -> dict[str, bytes]:
     return {d.name: b"".join(bytes(s.data) for s in d.segments) for d in (corpus[i] for i in range(len(corpus)))}
-
-
-def test_a_folder_is_read_in_order_of_its_names(tmp_path: Path) -> None:
-    folder_of(tmp_path, {"b.txt": b"B", "a/c.bin": b"\0", ".hidden": b"x", ".git/x": b"x", "empty": b""})
-    corpus = Corpus.from_paths(tmp_path)
-    assert contents(corpus) == {"a/c.bin": b"\0", "b.txt": b"B"}
-    assert corpus.modalities == {259: "bytes", 260: "text"}
-    assert corpus.skipped == (("empty", "is empty"),)
-    assert corpus.num_bytes == 2
-    both = Corpus.from_paths([tmp_path / "a", tmp_path / "b.txt"])
-    assert list(contents(both)) == ["a/c.bin", "b.txt"]
-
-
-def test_links_do_not_lead_out_of_a_folder(tmp_path: Path) -> None:
-    folder_of(tmp_path, {"out/secret": b"s", "in/a": b"a", "in/sub/b": b"b"})
-    os.symlink(tmp_path / "out" / "secret", tmp_path / "in" / "link")
-    os.symlink(tmp_path / "out", tmp_path / "in" / "linked")
-    os.symlink(tmp_path / "in" / "a", tmp_path / "in" / "own")
-    os.symlink(tmp_path / "in", tmp_path / "in" / "sub" / "loop")
-    os.mkfifo(tmp_path / "in" / "pipe")
-    assert contents(Corpus.from_paths(tmp_path / "in")) == {"a": b"a", "own": b"a", "sub/b": b"b"}
-
-
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [("gone", "cannot be found"), ("empty", "is empty"), ("nothing", "no file with bytes"), ("pipe", "regular file")],
-)
-def test_what_gives_no_bytes_is_named(tmp_path: Path, path: str, message: str) -> None:
-    (tmp_path / "empty").touch()
-    (tmp_path / "nothing").mkdir()
-    (tmp_path / "nothing" / "empty").touch()
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(DataError, match=f"{path}.*{message}"):
-        Corpus.from_paths(tmp_path / path)
 
 
 def test_a_file_that_shrinks_is_noticed(tmp_path: Path) -> None:
@@ -119,3 +90,52 @@ def test_one_file_is_cut_at_a_line_near_its_tail(tmp_path: Path) -> None:
         split(Corpus.from_documents([text(b"x", name="tiny")]))
     with pytest.raises(ValueError, match="fraction"):
         split(train, 1.0)
+
+
+def test_headers_stay_with_their_segments() -> None:
+    page = Document(segments=(text(b"one").segments[0], picture(9, header=b"\1\2"), picture(5, header=b"\3")), name="a")
+    corpus = Corpus.from_documents([text(b"first", name="t"), page])
+    assert corpus[1] == page and corpus[0].segments[0].header == b""
+    assert [s.header for s in corpus.head(5 + 3 + 4)[1].segments] == [b"", b"\1\2"]
+    plain = Corpus.from_documents([text(b"plain", name="p")])
+    assert plain.segment_headers.shape == (1, 1), "text pays a byte"
+    for joined in (concatenate([corpus, plain]), concatenate([plain, corpus])):
+        documents = {document.name: document for document in map(joined.__getitem__, range(len(joined)))}
+        assert documents["a"] == page and documents["p"].segments[0].header == b""
+
+
+def test_modalities_without_a_codec_bring_their_marks() -> None:
+    tokens = Document(segments=(Segment(modality="codes", data=np.array([70000, 5], np.uint32)),), name="t")
+    corpus = Corpus.from_documents([tokens, text(b"x")], {"codes": 280})
+    assert corpus[0] == tokens
+    assert corpus.modalities == {260: "text", 280: "codes"}
+    with pytest.raises(ValueError, match="'codes' is unknown"):
+        Corpus.from_documents([tokens])
+    for name, mark in (("codes", 260), ("codes", 304), ("codes", 258), ("text", 280)):
+        with pytest.raises(ValueError, match=f"{name} cannot have mark {mark}"):
+            Corpus.from_documents([], {name: mark})
+    with pytest.raises(ValueError, match="cannot have mark"):
+        Corpus.from_documents([], {"codes": 280, "others": 280})
+
+
+def test_media_are_cut_between_segments_or_at_a_round_place() -> None:
+    tiles = Document(segments=tuple(picture(3072, i) for i in range(40)), name="tiles")
+    train, valid = split(Corpus.from_documents([tiles]))
+    assert [len(s.data) for s in train[0].segments + valid[0].segments] == [3072] * 40
+    assert 2 <= len(valid[0].segments) <= 3
+    train, valid = split(Corpus.from_documents([Document(segments=(picture(100_000),), name="one")]))
+    assert train.num_bytes % 4096 == 0 and valid.num_bytes / 100_000 == pytest.approx(0.05, abs=0.05)
+    assert train.header(0) == valid.header(0) == picture(1).header
+    pages = [Document(segments=(picture(3000, i), *text(b"words\n" * 99).segments), name=f"{i}") for i in range(3)]
+    for half in split(Corpus.from_documents(pages)):
+        assert all(len(s.data) == 3000 for i in range(len(half)) for s in half[i].segments if s.modality == "image")
+
+
+def test_a_split_of_whole_documents_cuts_none() -> None:
+    films = [Document(segments=(picture(5000, i), picture(100, i)), name=f"{i}") for i in range(3)]
+    corpus = Corpus.from_documents(films)
+    train, valid = split(corpus, whole_documents=True)
+    assert sorted(train.names + valid.names) == ["0", "1", "2"] and len(valid) == 1
+    assert all(len(half[i].segments) == 2 for half in (train, valid) for i in range(len(half)))
+    with pytest.raises(DataError, match="too small"):
+        split(corpus.subset([0]), whole_documents=True)

@@ -1,5 +1,6 @@
 """Evaluation: every position scored once, each in the window that the method says; a brute-force twin."""
 
+import dataclasses
 import gzip
 import itertools
 import math
@@ -15,8 +16,10 @@ from test_corpus import text
 from test_multiscale import BY_STAGES, THREE, TWO
 
 from byteloom.corpus import Corpus
-from byteloom.evaluation import baselines, evaluate, plan
-from byteloom.models.config import ModelConfig, StageConfig
+from byteloom.documents import DataError, Document, Segment
+from byteloom.evaluation import baselines, evaluate, first_bytes, item_starts, plan, predicted_part
+from byteloom.layers.modalities import EmbedderConfig, StreamConfig
+from byteloom.models.config import ModalityConfig, ModelConfig, StageConfig
 from byteloom.models.multiscale import Multiscale
 from byteloom.packing import PackedStream
 
@@ -126,6 +129,170 @@ def test_evaluation_agrees_with_the_loss_and_leaves_the_model_as_it_was() -> Non
     assert found.bits_per_byte == pytest.approx(loss.bits_per_byte, rel=1e-5)
     assert model.training
     assert evaluate(model, corpus, max_bytes=5).bytes == 5
+
+
+# -- items, modalities, streams --------------------------------------------------------------------------------------
+
+
+def shown(number: int, size: int = 6) -> Segment:
+    """A picture of one row of grey."""
+    data = np.random.default_rng(number).integers(0, 256, size, np.uint8)
+    return Segment(modality="image", data=data, header=bytes([0, size, 0, 1, 16]))
+
+
+def sound(data: bytes, coding: int) -> Segment:
+    """A mono sound of 8 kHz in that coding."""
+    return Segment(modality="audio", data=np.frombuffer(data, np.uint8), header=bytes([0, 0x1F, 0x40, coding]))
+
+
+def per_item(model: Multiscale, corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
+    """Nats and bytes of each document, as all of the corpus in one window costs."""
+    stream = PackedStream(corpus, model.config.span(0))
+    ids = torch.from_numpy(stream.read(0, len(stream)).astype(np.int64)).unsqueeze(0)
+    with torch.no_grad():
+        nats = model.nats(ids)[0].double().numpy()
+    ids = ids[0].numpy()
+    document = np.cumsum(ids == 257) - 1
+    return np.bincount(document, nats * (ids != 256)), np.bincount(document, ids < 256)
+
+
+def test_the_standard_error_is_that_of_a_ratio_over_documents() -> None:
+    model = configs.build(TWO)
+    random = np.random.default_rng(0)
+    documents = [text(random.integers(32, 127, 20 + 3 * i).astype(np.uint8).tobytes(), name=f"{i}") for i in range(30)]
+    corpus = Corpus.from_documents(documents)
+    nats, size = per_item(model, corpus)
+    whole = evaluate(model, corpus, context=len(PackedStream(corpus, 4)))
+    assert whole.items == 30 and whole.nats == pytest.approx(nats.sum(), rel=1e-5)
+    ratio = nats.sum() / size.sum()
+    expected = math.sqrt(30 / 29 * sum((n - ratio * s) ** 2 for n, s in zip(nats, size))) / size.sum() / math.log(2)
+    assert whole.standard_error == pytest.approx(expected, rel=1e-4)
+    drawn = random.integers(0, 30, (4000, 30))
+    bootstrap = (nats[drawn].sum(1) / size[drawn].sum(1) / math.log(2)).std()
+    assert whole.standard_error == pytest.approx(bootstrap, rel=0.1)
+    for method in METHODS:
+        assert evaluate(model, corpus, method=method, context=64).items == 30
+    assert evaluate(model, corpus.head(10)).standard_error is None
+
+
+def test_items_are_documents_or_the_segments_of_a_file_of_many() -> None:
+    page = Document(segments=(*text(b"a page with", name="").segments, shown(0), shown(1)), name="page")
+    album = Document(segments=tuple(shown(i) for i in range(5)), name="album")
+    corpus = Corpus.from_documents([page, album, text(b"words", name="w"), Document(segments=(), name="empty")])
+    stream = PackedStream(corpus, 4)
+    starts = item_starts(stream, fused=False)
+    ids = stream.read(0, len(stream))
+    assert ids[starts].tolist() == [257, 257, 261, 261, 261, 261, 257, 257]
+    assert evaluate(configs.build(TWO), corpus).items == 8
+    assert len(item_starts(stream, fused=True)) == 4
+
+
+TELLING = dataclasses.replace(
+    TWO,
+    modalities=(ModalityConfig(name="image", mark=261), ModalityConfig(name="text", mark=260)),
+    embedder=EmbedderConfig(kind="specific", positions=8),
+    heads="by_modality",
+)
+
+
+def by_windows(model: Multiscale, stream: PackedStream, method: str, context: int) -> tuple[float, float]:
+    """Nats of all windows, each told what came before it, and where none is told."""
+    ids = torch.from_numpy(stream.read(0, len(stream)).astype(np.int64))
+    total, untold = 0.0, 0.0
+    for window in plan(len(stream), context, 4, method):
+        part = ids[window.start : window.stop].unsqueeze(0)
+        places = torch.arange(window.start, window.stop)
+        counted = (places >= window.first) & (not window.half or (places - window.start) % 4 < 2)
+        before = {
+            "mark": torch.tensor([stream.mark_at(window.start)]),
+            "since": torch.tensor([stream.since_at(window.start)]),
+        }
+        with torch.no_grad():
+            total += float(model.loss(part, counted=counted, **before).nats)
+            untold += float(model.loss(part, counted=counted).nats)
+    return total, untold
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_windows_know_what_came_before_them(method: str) -> None:
+    model = configs.build(TELLING)
+    corpus = Corpus.from_documents(
+        [Document(segments=(shown(0, 30), *text(b"and some words about it", name="").segments, shown(1, 21)))]
+    )
+    total, untold = by_windows(model, PackedStream(corpus, 4), method, 12)
+    found = evaluate(model, corpus, method=method, context=12, batch_size=2)
+    assert found.nats == pytest.approx(total, rel=1e-5) and total != pytest.approx(untold, rel=1e-3)
+    assert {name: part["bytes"] for name, part in found.by_modality.items()} == {"text": 23, "image": 51}
+    assert found.bytes == 74 and "none" not in found.by_modality
+
+
+def test_a_modality_that_the_model_does_not_know_is_refused() -> None:
+    with pytest.raises(DataError, match=r"hold bytes \(mark 259\), .* tells apart text \(260\), image \(261\)"):
+        evaluate(configs.build(TELLING), b"\xff\xfe")
+
+
+def test_samples_wider_than_a_byte_have_bits_of_their_own() -> None:
+    model = configs.build(TWO)
+    wide, narrow = sound(b"abcdefgh", 1), sound(b"abcdefgh", 4)
+    both = [Document(segments=(wide,), name="w"), Document(segments=(shown(0),), name="p")]
+    found = evaluate(model, Corpus.from_documents(both)).by_modality
+    assert found["audio"]["bits_per_sample"] == 2 * found["audio"]["bits_per_byte"]
+    assert "bits_per_sample" not in found["image"]
+    for segments in ((narrow,), (wide, narrow), (Segment(modality="audio", data=wide.data, header=b"?"),)):
+        found = evaluate(model, Corpus.from_documents([Document(segments=segments, name="x")])).by_modality
+        assert "bits_per_sample" not in found["audio"]
+
+
+FUSED = dataclasses.replace(
+    TWO,
+    embedder=EmbedderConfig(
+        kind="fusion",
+        positions=16,
+        streams=(
+            StreamConfig(name="picture", size=1, role="given"),
+            StreamConfig(name="words", size=2),
+            StreamConfig(name="sound", size=1),
+        ),
+    ),
+    heads="by_modality",
+)
+
+
+def side_by_side(length: int, name: str) -> Document:
+    words = text(b"w" * 2 * length, name="").segments
+    return Document(segments=(shown(0, length), *words, sound(b"s" * length, 4)), name=name)
+
+
+def test_of_a_fused_model_the_predicted_streams_are_measured() -> None:
+    model = configs.build(FUSED)
+    corpus = Corpus.from_documents([side_by_side(9, "a"), side_by_side(5, "b"), side_by_side(7, "c")])
+    stream = PackedStream(corpus, 4, [1, 2, 1])
+    ids = torch.from_numpy(stream.read(0, len(stream)).astype(np.int64)).unsqueeze(0)
+    with torch.no_grad():
+        loss = model.loss(ids)
+    found = evaluate(model, corpus, context=len(stream))
+    assert found.nats == pytest.approx(float(loss.nats), rel=1e-5) and found.bytes == int(loss.bytes) == 63
+    for name, row in (("words", 2), ("sound", 3)):
+        assert found.by_modality[name]["nats"] == pytest.approx(float(loss.table[row, 0]), rel=1e-5)
+        assert found.by_modality[name]["bytes"] == loss.table[row, 2]
+    assert set(found.by_modality) == {"words", "sound"} and found.items == 3 and found.standard_error is not None
+    assert found.by_position_in_patch[0] is None and None not in found.by_position_in_patch[1:]
+    for method in ("basic", "sliding"):
+        total, untold = by_windows(model, stream, method, 8)
+        found = evaluate(model, corpus, method=method, context=8, batch_size=2)
+        assert found.bytes == 63 and found.nats == pytest.approx(total, rel=1e-5) and total != pytest.approx(untold)
+    with pytest.raises(ValueError, match="fused model"):
+        evaluate(model, corpus, method="strided")
+    assert predicted_part(corpus, FUSED).num_bytes == 63 and predicted_part(corpus, TWO) is corpus
+
+
+def test_fused_documents_are_cut_in_all_streams_at_the_same_time() -> None:
+    corpus = Corpus.from_documents([side_by_side(9, "a"), side_by_side(20, "b"), side_by_side(7, "c")])
+    found = first_bytes(corpus, 36 + 17, FUSED)
+    assert [[len(segment.data) for segment in found[i].segments] for i in range(2)] == [[9, 18, 9], [5, 10, 5]]
+    assert found[1].segments[0].header == corpus[1].segments[0].header
+    assert first_bytes(corpus, 10**6, FUSED).num_bytes == corpus.num_bytes
+    assert first_bytes(corpus, 50, TWO).num_bytes == 50
 
 
 def test_learned_positions_limit_the_context() -> None:

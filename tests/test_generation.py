@@ -1,4 +1,4 @@
-"""Generation: batches against single rows, the model's own argmax, stops, UTF-8, and what lies beyond the context."""
+"""Generation: batches against single rows, the model's own argmax, stops, UTF-8, documents, and beyond the context."""
 
 import dataclasses
 
@@ -8,10 +8,14 @@ import pytest
 import torch
 from test_multiscale import BY_STAGES, ONE
 
-from byteloom import codecs
-from byteloom.documents import Document, Segment
-from byteloom.generation import generate, prompt_ids, stream
+from byteloom.codecs import audio, image
+from byteloom.documents import Document, Segment, to_fused_ids, to_ids
+from byteloom.drafts import Draft, Prompt, begin, prompt_ids
+from byteloom.generation import generate, generate_documents, stream
+from byteloom.layers.modalities import EmbedderConfig, StreamConfig
+from byteloom.models import decoding
 from byteloom.models.config import ModelConfig, StageConfig
+from byteloom.models.multiscale import Multiscale
 from byteloom.sampling import SamplingConfig
 
 GREEDY = SamplingConfig(temperature=0)
@@ -126,14 +130,6 @@ def test_learned_positions_do_too() -> None:
     assert len(generate(model, "a", max_bytes=60)) == 60
 
 
-def test_a_prompt_is_a_document_that_has_not_ended() -> None:
-    assert prompt_ids("hé", 4, "text").tolist() == [257, 256, 256, 256, 260, *"hé".encode()]
-    document = Document(segments=(Segment(modality="bytes", data=np.array([1, 2], np.uint8)),))
-    assert prompt_ids(document, 1, "text").tolist() == [257, 259, 1, 2]
-    assert prompt_ids(np.array([5, 300]), 4, "text").tolist() == [5, 300]
-    assert codecs.MARKS["text"] == 260
-
-
 def test_bad_requests_are_refused() -> None:
     model = configs.build(ONE)
     with pytest.raises(ValueError, match="takes 33 ids and the context is 32"):
@@ -146,3 +142,223 @@ def test_bad_requests_are_refused() -> None:
         generate(model, "x", modality="smell")
     assert generate(model, "x", max_bytes=0) == b""
     assert generate(model, [], max_bytes=4) == []
+
+
+# -- documents of any modality -----------------------------------------------------------------------------------------
+
+MARKS = {modality.name: modality.mark for modality in configs.MODALITIES}
+PICTURE = image.from_array(np.arange(36, dtype=np.uint8).reshape(3, 4, 3))
+SAMPLINGS = [GREEDY, SamplingConfig(temperature=0.9, top_k=30, repetition_penalty=1.1)]
+
+
+def modal(kind: str = "universal", context: int = 160, num_stages: int = 2, heads: str = "by_modality") -> Multiscale:
+    """A model of text, pictures and codes that hardly ever ends a document."""
+    config = dataclasses.replace(
+        BY_STAGES[num_stages],
+        context=context,
+        vocab_size=330,
+        modalities=configs.MODALITIES,
+        embedder=EmbedderConfig(kind=kind, positions=0 if kind == "plain" else 7),
+        heads=heads,
+        head_bias=True,
+    )
+    model = configs.build(config)
+    with torch.no_grad():
+        model.head_bias[258] = -1e4
+    return model
+
+
+def fused(roles: tuple[str, str], context: int = 160) -> Multiscale:
+    """A model of sound and pictures side by side, two bytes of each in a patch."""
+    streams = tuple(StreamConfig(name=name, size=2, role=role) for name, role in zip(("audio", "image"), roles))
+    embedder = EmbedderConfig(kind="fusion", streams=streams)
+    config = dataclasses.replace(BY_STAGES[2], context=context, embedder=embedder, heads="by_modality", head_bias=True)
+    model = configs.build(config)
+    with torch.no_grad():
+        model.head_bias[258] = -1e4
+    return model
+
+
+def part(modality: str, data: "bytes | range" = b"", header: bytes = b"") -> Segment:
+    return Segment(modality=modality, data=np.array(list(data), np.uint16), header=header)
+
+
+def document(*segments: Segment) -> Document:
+    return Document(segments=segments)
+
+
+def half(segment: Segment) -> Segment:
+    return dataclasses.replace(segment, data=segment.data[: len(segment.data) // 2])
+
+
+PROMPTS: list[Prompt] = [
+    "some text",
+    b"",
+    document(half(PICTURE)),
+    document(part("text", b"a picture:"), part("image")),
+    document(part("codes", range(320, 325))),
+    document(),
+    to_ids(document(part("text", b"x")), MARKS, 4)[:-1],
+]
+
+
+def slow(model: Multiscale, draft: Draft, max_bytes: int, context: int) -> list[int]:
+    """The ids of a greedy document, each by a whole forward pass over what the row still sees."""
+    cut, span = 0, model.config.span(0)
+    while not draft.is_done(max_bytes):
+        if len(draft.ids) - cut > context:  # the last id was read when the older half had gone
+            cut += -(-(len(draft.ids) - 1 - cut) // 2 // span) * span
+        before, mark, since = draft.ids[:cut], 256, 0
+        for i, value in enumerate(before):
+            structure = 256 <= value < 320 and not (value == 256 and model.config.embedder.streams)
+            mark = value if 259 <= value < 304 else 256 if value == 257 else mark
+            since = 0 if structure else since + 1
+            if structure and model.config.embedder.streams:  # data begin at the next border
+                since = (i + 1) % span - span if (i + 1) % span else 0
+        seen = torch.tensor([[*draft.ids[cut:], 0]])
+        with torch.no_grad():
+            logits = model(seen, mark=torch.tensor([mark]), since=torch.tensor([since]))[0, -1]
+        choices = draft.choices()
+        values = [value for choice in choices for value in choice]
+        draft.take(max(values, key=lambda value: float(logits[value])), chosen=len(values) > 1)
+    return draft.ids
+
+
+@pytest.mark.parametrize("num_stages", [1, 2, 3])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("valid_utf8", [False, True])
+def test_a_document_of_one_segment_is_what_generate_writes(
+    num_stages: int, sampling: SamplingConfig, valid_utf8: bool
+) -> None:
+    """The twin of the path that looks at bytes once a patch."""
+    model = configs.build(LONG[num_stages])
+    prompts = ["", "a", "some longer prompt", b"cut \xe2\x82"]
+    options = {"max_bytes": 20, "sampling": sampling, "seed": 5, "valid_utf8": valid_utf8}
+    written = generate(model, prompts, **options)
+    for prompt, text, found in zip(prompts, written, generate_documents(model, prompts, **options), strict=True):
+        whole = (prompt.encode() if isinstance(prompt, str) else prompt) + text
+        assert [(segment.modality, segment.data.tobytes()) for segment in found.segments] == [("text", whole)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "sampling"), [("plain", SAMPLINGS[1]), ("specific", GREEDY), ("universal", SAMPLINGS[1])]
+)
+def test_a_row_among_other_modalities_gives_what_it_gives_alone(kind: str, sampling: SamplingConfig) -> None:
+    model = modal(kind, context=60, heads="shared" if kind == "plain" else "by_modality")
+    options = {"max_bytes": 50, "sampling": sampling, "modalities": ["text", "codes"], "valid_utf8": True}
+    together = generate_documents(model, PROMPTS, seed=7, **options)
+    for row, (prompt, found) in enumerate(zip(PROMPTS, together, strict=True)):
+        assert found == generate_documents(model, prompt, seed=7 + row, **options)
+        assert all(segment.data.tobytes().decode() for segment in found.segments if segment.modality == "text" and row)
+    assert len({len(draft.segments) for draft in together}) > 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_stages", "context"),
+    [("universal", 1, 36), ("universal", 2, 36), ("universal", 3, 36), ("specific", 2, 36), ("universal", 2, 400)],
+)
+def test_documents_are_the_argmax_of_forward_beyond_the_context_too(kind: str, num_stages: int, context: int) -> None:
+    """What is forgotten is handed over as the mark in force and the place in the segment."""
+    model = modal(kind, context, num_stages)
+    for prompt in (document(half(PICTURE)), document(part("codes", range(320, 325))), "text"):
+        draft = begin(model.config, prompt, modalities=["codes", "image"])
+        found = generate_documents(model, prompt, max_bytes=45, sampling=GREEDY, modalities=["codes", "image"])
+        ids = slow(model, draft, 45, context)
+        assert to_ids(found, MARKS, model.config.span(0))[: len(ids)].tolist() == ids
+
+
+def test_rows_that_end_leave_a_compiled_batch_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what is compiled, not compiled: a row that lives takes the place of one that ended."""
+    model = modal()
+    with torch.no_grad():
+        model.head_bias[258] = 2.0
+    options = {"max_bytes": 30, "seed": 3, "modalities": ["codes", "text"], "max_context": 60}
+    expected = generate_documents(model, PROMPTS, **options)
+    assert len({sum(len(segment.data) for segment in found.segments) for found in expected}) > 3
+    monkeypatch.setattr(decoding, "compiled_run", lambda model, stage, state: decoding.run_on_device)
+    assert generate_documents(model, PROMPTS, compiled=True, **options) == expected
+
+
+def test_bytes_beyond_the_context_know_what_they_are_of() -> None:
+    model = modal(context=36)
+    draft = begin(model.config, "a prompt")
+    expected = slow(model, draft, 90, 36)[12:]
+    assert list(generate(model, ["a prompt", "x"], max_bytes=90, sampling=GREEDY)[0]) == expected
+
+
+def test_a_picture_ends_where_its_header_says_and_what_follows_is_chosen() -> None:
+    model = modal()
+    (found,) = generate_documents(model, document(half(PICTURE)), max_bytes=99, modalities=()).segments
+    assert found.header == PICTURE.header and len(found.data) == 36
+    assert np.array_equal(found.data[:18], PICTURE.data[:18]) and image.to_array(found).shape == (3, 4, 3)
+    more = generate_documents(model, document(half(PICTURE)), max_bytes=30, modalities=["codes"]).segments
+    assert len(more[0].data) == 36 and {segment.modality for segment in more[1:]} == {"codes"}
+    assert sum(len(segment.data) for segment in more[1:]) == 12 and all(s.data.min() >= 320 for s in more[1:])
+
+
+def test_a_header_is_finished_even_where_no_data_are_wanted() -> None:
+    model = modal()
+    (empty,) = generate_documents(model, document(part("image")), max_bytes=0, seed=1).segments
+    assert len(empty.header) == 5 and len(empty.data) == 0
+    (other,) = generate_documents(model, document(part("image")), max_bytes=0, seed=2).segments
+    assert other.header != empty.header
+    assert generate_documents(model, document(PICTURE), max_bytes=0) == document(PICTURE)
+    assert generate_documents(model, [], max_bytes=9) == []
+
+
+def test_a_length_may_be_asked_for() -> None:
+    model = modal()
+    with torch.no_grad():
+        model.head_bias[258] = 1e4
+    sampling = SamplingConfig(top_k=5)
+    found = [generate_documents(model, "ab", max_bytes=12, min_bytes=n, sampling=sampling) for n in (0, 7, 12)]
+    assert [len(draft.segments[0].data) for draft in found] == [2, 9, 14]
+    # A picture that is whole ends all the same.
+    assert generate_documents(model, document(PICTURE), max_bytes=9, min_bytes=9, modalities=()) == document(PICTURE)
+
+
+SOUND = Segment(modality="audio", data=np.arange(14, dtype=np.uint8), header=audio.pack_header(8000, 1, "pcm8"))
+
+
+@pytest.mark.parametrize("context", [40, 400])
+def test_fused_documents_are_the_argmax_of_forward_and_hold_what_is_given(context: int) -> None:
+    model = fused(("given", "predicted"), context)
+    begun = dataclasses.replace(PICTURE, data=PICTURE.data[:6])
+    prompts = [document(SOUND, begun), document(dataclasses.replace(SOUND, data=SOUND.data[:5]), part("image"))]
+    together = generate_documents(model, prompts, max_bytes=99, sampling=GREEDY)
+    for prompt, found in zip(prompts, together, strict=True):
+        ids = slow(model, begin(model.config, prompt), 99, context)
+        assert to_fused_ids(found, {"audio": 262, "image": 261}, [2, 2])[: len(ids)].tolist() == ids
+        assert found == generate_documents(model, prompt, max_bytes=99, sampling=GREEDY)
+        assert found.segments[0] == prompt.segments[0]
+    assert len(together[0].segments[1].data) == 14 and np.array_equal(together[0].segments[1].data[:6], begun.data)
+    assert len(together[1].segments[1].data) == 6 and len(together[1].segments[1].header) == 5
+
+
+def test_fused_streams_that_are_all_predicted_end_by_themselves_or_by_length() -> None:
+    model = fused(("predicted", "predicted"))
+    (sound, picture) = generate_documents(model, "", max_bytes=50).segments
+    assert len(sound.data) + len(picture.data) == 50 and len(sound.header) == 4
+    with torch.no_grad():
+        model.head_bias[258] = 1e4
+    prompt = document(SOUND, part("image", header=PICTURE.header))
+    (sound, picture) = generate_documents(model, prompt, max_bytes=50, sampling=GREEDY).segments
+    assert sound == SOUND and len(picture.data) == 14
+    with pytest.raises(ValueError, match="generate_documents"):
+        generate(model, "")
+    with pytest.raises(ValueError, match="valid_utf8"):
+        generate_documents(model, "", valid_utf8=True)
+
+
+def test_bad_requests_for_documents_are_refused() -> None:
+    with pytest.raises(ValueError, match="knows no documents"):
+        generate_documents(configs.build(dataclasses.replace(LONG[2], vocab_size=256)), "a")
+    model = modal(context=40)
+    for prompt, options, expected in (
+        ("x" * 37, {}, "takes 41 ids and the context is 40"),
+        ("x", {"max_bytes": -1}, "max_bytes"),
+        ("x", {"modalities": ["smell"]}, "it knows codes, image, text"),
+        (document(SOUND), {}, "'audio' is unknown"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            generate_documents(model, prompt, **options)

@@ -9,6 +9,7 @@ import pytest
 from test_corpus import text
 
 from byteloom.corpus import Corpus
+from byteloom.documents import Document, Segment
 from byteloom.loader import Loader, LoaderConfig
 from byteloom.packing import PackedStream
 
@@ -34,12 +35,23 @@ def test_every_window_comes_once_an_epoch_in_a_new_order() -> None:
     assert epochs[0] != epochs[1]
 
 
-def test_marks_are_those_in_force_before_a_row() -> None:
+def test_a_row_says_what_stands_before_it() -> None:
     stream = stream_of(100)
     loader = Loader(config(shuffle=False), [(stream, 1.0)])
     batch = next(loader)
-    assert batch["ids"].shape == (2, 16) and batch["ids"].dtype == np.int64
-    assert batch["mark"].tolist() == [stream.mark_at(0), stream.mark_at(16)]
+    assert batch["ids"].shape == (2, 16)
+    assert all(batch[key].dtype == np.int64 for key in ("ids", "mark", "since"))
+    assert batch["mark"].tolist() == [256, 260]
+    assert batch["since"].tolist() == [0, 12]
+    assert next(loader)["since"].tolist() == [28, 44]
+
+
+def test_fused_streams_are_cut_like_others() -> None:
+    parts = tuple(Segment(modality="bytes", data=np.full(size, size, np.uint8)) for size in (30, 10))
+    stream = PackedStream(Corpus.from_documents([Document(segments=parts)]), 4, (3, 1))
+    batch = next(Loader(config(shuffle=False), [(stream, 1.0)]))
+    assert batch["ids"][0].tolist() == [257, 259, 259, 256, *([30, 30, 30, 10] * 3)]
+    assert batch["since"].tolist() == [0, 12]
 
 
 @pytest.mark.parametrize("num_threads", [0, 2])
@@ -55,7 +67,7 @@ def test_a_state_restores_the_next_batch_exactly(num_threads: int) -> None:
     other.set_state(state)
     for batch in expected:
         found = next(other)
-        assert np.array_equal(found["ids"], batch["ids"]) and np.array_equal(found["mark"], batch["mark"])
+        assert found.keys() == batch.keys() and all(np.array_equal(found[key], batch[key]) for key in batch)
 
 
 def test_the_order_is_that_of_the_seed_in_every_process() -> None:
@@ -73,12 +85,14 @@ def test_the_order_is_that_of_the_seed_in_every_process() -> None:
 
 
 def test_weights_are_the_shares_of_the_mixture() -> None:
-    narrow = PackedStream(Corpus.from_documents([text(b"a" * 200, name="a")]), 4)
-    wide = PackedStream(Corpus.from_documents([text(b"b" * 900, name="b")]), 4)
-    loader = Loader(config(batch_size=8), [(narrow, 1.0), (wide, 3.0)])
-    ids = np.concatenate([next(loader)["ids"] for _ in range(50)])
-    share = (ids == ord("b")).any(1).mean()
-    assert share == pytest.approx(0.75, abs=0.01)
+    sizes, weights = {"a": 200, "b": 900, "c": 5000}, [1.0, 3.0, 0.5]
+    streams = [
+        PackedStream(Corpus.from_documents([text(name.encode() * size, name=name)]), 4) for name, size in sizes.items()
+    ]
+    loader = Loader(config(batch_size=8), list(zip(streams, weights)))
+    ids = np.concatenate([next(loader)["ids"] for _ in range(100)])
+    for name, weight in zip(sizes, weights):
+        assert (ids == ord(name)).any(1).mean() == pytest.approx(weight / 4.5, abs=0.01)
 
 
 def test_a_stream_shorter_than_a_window_repeats() -> None:

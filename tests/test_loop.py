@@ -3,19 +3,26 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from test_corpus import folder_of
 from test_multiscale import TWO
 
+from byteloom.codecs import MARKS, media_from_dict
+from byteloom.corpus import Corpus
+from byteloom.documents import DataError, Document, Segment
+from byteloom.layers.modalities import EmbedderConfig, StreamConfig
 from byteloom.losses import Loss
+from byteloom.models.config import ModalityConfig, ModelConfig
 from byteloom.models.multiscale import Multiscale
 from byteloom.models.store import CheckpointError, load
 from byteloom.train import loop
@@ -202,6 +209,141 @@ def test_init_takes_the_weights_of_another_run(data: Path, tmp_path: Path) -> No
     assert second.metrics[0]["bits_per_byte"] < first.metrics[0]["bits_per_byte"] - 1
     with pytest.raises(CheckpointError, match="dropout"):
         train(dataclasses.replace(config(), model=TWO), [data], tmp_path / "third", init=tmp_path / "first")
+
+
+# -- several modalities ----------------------------------------------------------------------------------------------
+
+
+def knowing(*modalities: str, kind: str = "specific", model: ModelConfig = TWO) -> ModelConfig:
+    """A model that tells these modalities apart."""
+    return dataclasses.replace(
+        model,
+        modalities=tuple(ModalityConfig(name=name, mark=MARKS[name]) for name in modalities),
+        embedder=EmbedderConfig(kind=kind),
+        heads="by_modality",
+    )
+
+
+def with_model(model: ModelConfig, **fields: object) -> RunConfig:
+    return dataclasses.replace(config(**fields), model=model)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> list[Path]:
+    """Text, and bytes that no model can predict."""
+    noise = {f"{i}.bin": np.random.default_rng(i).integers(0, 256, 400, np.uint8).tobytes() for i in range(20)}
+    return [
+        folder_of(tmp_path / "words", {f"{i}.txt": TEXT[:1500] for i in range(12)}),
+        folder_of(tmp_path / "noise", noise),
+    ]
+
+
+@pytest.mark.parametrize("model", [TWO, knowing("text", "bytes"), knowing("bytes", "text", kind="universal")])
+def test_modalities_are_reported_one_by_one(
+    mixed: list[Path], tmp_path: Path, model: ModelConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = with_model(model, steps=40, validations=2, mixture=(1.0, 1.0), log_every=10)
+    trained = train(run, mixed, tmp_path / "run", show=True)
+    last = trained.metrics[-1]
+    for parts, whole in (("by_modality", "bits_per_byte"), ("valid_by_modality", "valid_bits_per_byte")):
+        assert last[parts].keys() == {"text", "bytes"}
+        assert last[parts]["text"] < last[whole] < last[parts]["bytes"]
+    assert last["by_modality"]["text"] < 7 and last["by_modality"]["bytes"] > 7.9
+    shown = ", ".join(f"{name} {bits:.3f}" for name, bits in last["valid_by_modality"].items())
+    assert f"({shown})" in capsys.readouterr().err
+    described = json.loads((tmp_path / "run" / "config.json").read_text())["run"]
+    assert described["modalities"] == ["bytes", "text"] and described["train"]["mixture"] == [1.0, 1.0]
+
+
+def test_one_modality_alone_has_no_parts(data: Path, tmp_path: Path) -> None:
+    rows = train(config(steps=2), [data], tmp_path / "run").metrics
+    assert not [row for row in rows if "by_modality" in row or "valid_by_modality" in row]
+
+
+def test_weights_say_what_is_learned_from(mixed: list[Path], tmp_path: Path) -> None:
+    def after(**fields: object) -> dict[str, torch.Tensor]:
+        run = with_model(knowing("text", "bytes"), steps=1, validations=0, mixture=(1.0, 1.0), **fields)
+        plain = OptimConfig(optimizer="adamw", clip=0.0, warmup=0.0, schedule="constant")
+        return train(dataclasses.replace(run, optim=plain), mixed, tmp_path / str(fields)).model.state_dict()
+
+    torch.manual_seed(0)
+    first = Multiscale(knowing("text", "bytes")).state_dict()
+    of_text, of_bytes = "embedders.1.parts.1.table.weight", "embedders.1.parts.2.table.weight"
+    everything, only_text = after(), after(loss_weights={"bytes": 0.0})
+    assert not torch.equal(everything[of_bytes], first[of_bytes])
+    assert torch.equal(only_text[of_bytes], first[of_bytes]) and not torch.equal(only_text[of_text], first[of_text])
+    assert same(after(loss_weights={"bytes": 1.0}), everything)
+    with pytest.raises(ValueError, match="'image', which is not learned from; there are bytes, text"):
+        after(loss_weights={"image": 2.0})
+
+
+def test_weighted_nats_are_the_rows_times_their_weights() -> None:
+    table = torch.tensor([[1.0, 1, 0], [20.0, 9, 9], [300.0, 8, 8]], requires_grad=True)
+    loss = Loss(nats=table[:, 0].sum(), count=torch.tensor(18), bytes=torch.tensor(17), table=table)
+    found = loop.weighted(loss, loop.row_weights({"a": 0.5, "b": 1.0}, {1: "a", 2: "b"}))
+    assert float(found.detach()) == 1 + 10 + 300
+    found.backward()
+    assert table.grad[:, 0].tolist() == [1.0, 0.5, 1.0]
+
+
+def test_a_run_of_several_sources_resumes_with_the_same_bits(mixed: list[Path], tmp_path: Path) -> None:
+    fields = {"mixture": (3.0, 1.0), "loss_weights": {"bytes": 0.5}, "checkpoint_steps": 3}
+    run = with_model(knowing("text", "bytes", model=DROPOUT), **fields)
+    whole = train(run, mixed, tmp_path / "whole")
+    loaded = tmp_path / "again"
+    shutil.copytree(tmp_path / "whole" / "checkpoints" / "step-00000009", loaded / "checkpoints" / "step-00000009")
+    again = train(run, mixed, loaded, resume=True)
+    assert again.progress.step == 12 and same(again.model.state_dict(), whole.model.state_dict())
+
+
+def test_a_modality_that_was_never_seen_keeps_its_weights_and_the_run_resumes(data: Path, tmp_path: Path) -> None:
+    model = knowing("text", "image")
+    run = with_model(model, steps=2, validations=0)
+    train(run, [data], tmp_path / "run")
+    trained = train(with_model(model, steps=4, validations=0), [data], tmp_path / "run", resume=True)
+    torch.manual_seed(0)
+    for name, weight in Multiscale(model).state_dict().items():
+        if ".parts.2." in name:
+            assert torch.equal(weight, trained.model.state_dict()[name])
+        if ".parts.1.table" in name:
+            assert not torch.equal(weight, trained.model.state_dict()[name])
+
+
+def test_an_unknown_modality_is_refused(mixed: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"hold bytes \(mark 259\), which the model does not know; .* text \(260\)"):
+        train(with_model(knowing("text")), mixed, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_how_media_were_read_stands_in_the_run(data: Path, tmp_path: Path) -> None:
+    media = media_from_dict({"image": {"scan": "raster"}})
+    train(dataclasses.replace(config(steps=1), media=media), [data], tmp_path / "run")
+    described = json.loads((tmp_path / "run" / "config.json").read_text())["run"]["media"]
+    assert media_from_dict(described) == media
+
+
+def fused_corpus(number: int = 12, length: int = 60) -> Corpus:
+    """Sounds that say nothing beside a text that repeats one letter."""
+    random = np.random.default_rng(0)
+    documents = []
+    for i in range(number):
+        sound = Segment(modality="bytes", data=random.integers(0, 256, length, np.uint8))
+        words = Segment(modality="text", data=np.full(length, 97, np.uint8))
+        documents.append(Document(segments=(sound, words), name=f"{i}"))
+    return Corpus.from_documents(documents)
+
+
+def test_a_fused_model_learns_the_streams_that_it_predicts(tmp_path: Path) -> None:
+    streams = (StreamConfig(name="sound", size=2, role="given"), StreamConfig(name="words", size=2))
+    model = dataclasses.replace(
+        TWO, embedder=EmbedderConfig(kind="fusion", streams=streams, stream_dropout=0.2), heads="by_modality"
+    )
+    run = dataclasses.replace(with_model(model, steps=60), optim=OptimConfig(learning_rate=0.02))
+    trained = train(run, fused_corpus(), tmp_path / "run")
+    assert trained.metrics[-1]["valid_bits_per_byte"] < 4, "of words alone; sound would cost 8"
+    assert 0 < trained.metrics[0]["bytes"] <= 4 * model.context / 2, "what is given is not counted"
+    with pytest.raises(ValueError, match="'sound', which is not learned from; there are words"):
+        train(with_model(model, loss_weights={"sound": 2.0}), fused_corpus(), tmp_path / "other")
 
 
 def test_budgets_end_a_run(data: Path, tmp_path: Path) -> None:

@@ -62,6 +62,27 @@ def test_state_goes_out_and_comes_back_exactly(name: str) -> None:
         wrong.load_tensors(optimizers.tensors())
 
 
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_a_parameter_without_gradient_has_no_state_and_half_a_state_is_refused(name: str) -> None:
+    model = Multiscale(TWO)
+    optimizers = Optimizers(model, OptimConfig(optimizer=name))
+    model.loss(random_ids(2, 16)).nats.backward()
+    missing = ["starts.0", "stacks.0.blocks.0.mlp.up.weight"]
+    for parameter in missing:
+        model.get_parameter(parameter).grad = None
+    before = {parameter: model.get_parameter(parameter).clone() for parameter in missing}
+    optimizers.step(0.5)
+    assert all(torch.equal(model.get_parameter(parameter), value) for parameter, value in before.items())
+    found = optimizers.tensors()
+    assert not [key for key in found if key.rpartition(":")[0] in missing]
+    other = Optimizers(Multiscale(TWO), OptimConfig(optimizer=name))
+    other.load_tensors(found)
+    assert other.tensors().keys() == found.keys()
+    for broken in (dict(list(found.items())[1:]), {**found, "starts.9:step": torch.zeros(())}):
+        with pytest.raises(ValueError, match="another model or optimizer"):
+            other.load_tensors(broken)
+
+
 def test_gradients_are_clipped_and_cleared() -> None:
     model = Multiscale(TWO)
     (1000 * model.loss(random_ids(2, 16)).nats).backward()

@@ -1,5 +1,6 @@
 """Prepared data: round trips, atomicity, and one clear line for every kind of damage."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_corpus import contents, folder_of, text
+from PIL import Image
+from test_corpus import contents, folder_of, picture, text
 from test_documents import documents as random_documents
 
+import byteloom.commands.prepare as prepare_command
+from byteloom.codecs import DEFAULT_MEDIA, media_from_dict
 from byteloom.corpus import Corpus
-from byteloom.documents import DataError, Document
-from byteloom.shards import is_prepared, open_data, open_prepared, prepare, write
+from byteloom.documents import DataError, Document, Segment
+from byteloom.shards import is_prepared, media_of, open_data, open_prepared, prepare, write
 
 
 @settings(max_examples=40)
@@ -40,6 +44,100 @@ def test_prepare_reads_folders_and_counts_what_it_skips(tmp_path: Path) -> None:
     again = prepare(tmp_path / "out", tmp_path / "again")
     assert again["bytes"] == 6
     assert list(Corpus.from_paths(tmp_path).names) == ["in/a.txt", "in/b"], "prepared folders are no raw files"
+
+
+def test_text_has_no_file_of_headers(tmp_path: Path) -> None:
+    write([text(b"hello", name="a")], tmp_path / "text")
+    assert not (tmp_path / "text" / "00000.headers.npy").exists()
+    page = Document(segments=(text(b"x").segments[0], picture(7)), name="b")
+    write([page, text(b"y", name="c")], tmp_path / "page")
+    assert (tmp_path / "page" / "00000.headers.npy").exists()
+    both = open_data([tmp_path / "text", tmp_path / "page"])
+    assert both[1] == page and both[2].segments[0].header == b""
+
+
+@pytest.mark.parametrize(("largest", "dtype"), [(255, "|u1"), (65535, "<u2"), (2**32 - 1, "<u4")])
+def test_ids_are_stored_as_wide_as_they_are(tmp_path: Path, largest: int, dtype: str) -> None:
+    parts = ([1, 2], [320, 400], [largest], [3])
+    documents = [Document(segments=(Segment(modality="codes", data=np.array(part, np.uint32)),)) for part in parts]
+    documents = [document for document in documents if document.segments[0].data.max() <= largest]
+    manifest = write(documents, tmp_path / "out", marks={"codes": 280})
+    assert manifest["shards"][0]["dtype"] == dtype
+    corpus = open_prepared(tmp_path / "out", verify=True)
+    assert [corpus[i] for i in range(len(corpus))] == documents and corpus.modalities == {280: "codes"}
+    prepare(tmp_path / "out", tmp_path / "again")
+    assert open_prepared(tmp_path / "again")[0] == documents[0]
+
+
+def test_modalities_without_a_mark_are_refused(tmp_path: Path) -> None:
+    codes = Document(segments=(Segment(modality="codes", data=np.array([320], np.uint16)),))
+    with pytest.raises(ValueError, match="'codes' is unknown"):
+        write([codes], tmp_path / "out")
+    with pytest.raises(ValueError, match="cannot have mark"):
+        write([codes], tmp_path / "out", marks={"codes": 260})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prepared_media_say_how_they_were_read(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    folder_of(tmp_path / "in", {"a.txt": b"text", "m.jsonl": b'[{"modality": "image", "path": "p.png"}]'})
+    Image.fromarray(pixels).save(tmp_path / "in" / "p.png")
+    raster = dataclasses.replace(DEFAULT_MEDIA, image=dataclasses.replace(DEFAULT_MEDIA.image, scan="raster"))
+    counts = prepare(tmp_path / "in", tmp_path / "out", media=raster)
+    assert counts["modalities"] == {"text": 4, "image": 2 * pixels.size}
+    corpus = open_prepared(tmp_path / "out")
+    assert corpus.names == ("a.txt", "m.jsonl:1", "p.png")
+    assert bytes(corpus[1].segments[0].data) == bytes(corpus[2].segments[0].data) == pixels.tobytes()
+    assert corpus[2].segments == open_data(tmp_path / "in", media=raster)[2].segments
+    made = media_of(tmp_path / "out")
+    assert made is not None and list(made) == ["image"] and media_from_dict(made) == raster
+    prepare(tmp_path / "in" / "a.txt", tmp_path / "text", media=raster)
+    assert media_of(tmp_path / "text") is None
+
+    prepare([tmp_path / "out", tmp_path / "in"], tmp_path / "both", media=raster)
+    assert media_of(tmp_path / "both") == made
+    with pytest.raises(DataError, match="in: has image read otherwise"):
+        prepare([tmp_path / "out", tmp_path / "in"], tmp_path / "torn")
+    prepare([tmp_path / "out", tmp_path / "in" / "a.txt"], tmp_path / "text-too")
+    assert media_of(tmp_path / "text-too") == made
+    assert not (tmp_path / "torn").exists()
+
+    path = tmp_path / "out" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "media": ["image"]}))
+    with pytest.raises(DataError, match="field media is wrong"):
+        media_of(tmp_path / "out")
+
+
+def test_the_command_takes_options_of_media(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder_of(tmp_path / "in", {"tiles.bin": bytes(range(24)), "empty.txt": b""})
+    argv = [str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--image.shape", "2", "2", "3"]
+    prepare_command.main([*argv, "--modality", "image", "--image.scan", "raster"])
+    said = capsys.readouterr()
+    assert "1 documents, 24 bytes of image; 1 skipped" in said.out and "skipped empty.txt: is empty" in said.err
+    corpus = open_prepared(tmp_path / "out")
+    assert [bytes(segment.data) for segment in corpus[0].segments] == [bytes(range(12)), bytes(range(12, 24))]
+    assert (media_of(tmp_path / "out") or {})["image"]["shape"] == [2, 2, 3]
+
+
+def test_a_file_that_goes_while_it_is_read_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_of(tmp_path / "in", {"a.txt": b"a", "b.txt": b"b"})
+
+    def vanish(source: object) -> np.ndarray:
+        raise DataError("a.txt: cannot be read")
+
+    calls = iter([vanish, lambda source: np.frombuffer(b"b", np.uint8)])
+    monkeypatch.setattr("byteloom.shards.map_payload", lambda source: next(calls)(source))
+    counts = prepare(tmp_path / "in", tmp_path / "out")
+    assert counts["documents"] == 1 and counts["skipped"] == [{"file": "a.txt", "reason": "a.txt: cannot be read"}]
+
+
+def test_data_of_the_first_version_are_read(prepared: Path) -> None:
+    path = prepared / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["media"]
+    path.write_text(json.dumps({**manifest, "version": 1}))
+    assert contents(open_prepared(prepared, verify=True)) == {"a": b"hello", "b": b"world"}
+    assert media_of(prepared) is None
 
 
 def test_nothing_is_left_when_writing_fails(tmp_path: Path) -> None:
@@ -74,8 +172,10 @@ def prepared(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-@pytest.mark.parametrize("name", ["ids", "lengths.npy", "marks.npy", "counts.npy", "names.json"])
-def test_every_damaged_file_is_named(prepared: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["ids", "lengths.npy", "marks.npy", "counts.npy", "names.json", "headers.npy"])
+def test_every_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+    prepared = tmp_path / "data"
+    write([text(b"hello", name="a"), Document(segments=(picture(5), picture(4)), name="b")], prepared)
     path = prepared / f"00000.{name}"
     content = path.read_bytes()
     path.write_bytes(content[:-1])
@@ -137,3 +237,26 @@ def test_arrays_are_never_unpickled(prepared: Path) -> None:
     (prepared / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="no array"):
         open_prepared(prepared)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        np.zeros((2, 3), np.uint8),  # a segment has none
+        np.full((3, 3), 3, np.uint8),  # longer than there is room for
+        np.zeros((3, 0), np.uint8),
+        np.zeros((3, 40), np.uint8),
+        np.zeros(3, np.uint8),
+        np.zeros((3, 3), np.int64),
+    ],
+)
+def test_headers_that_cannot_be_are_refused(tmp_path: Path, rows: np.ndarray) -> None:
+    folder = tmp_path / "data"
+    write([text(b"hello", name="a"), Document(segments=(picture(5), picture(4)), name="b")], folder)
+    path = folder / "00000.headers.npy"
+    np.save(path, rows)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["shards"][0]["files"][path.name]["size"] = path.stat().st_size
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"00000\.headers\.npy: is damaged"):
+        open_prepared(folder)

@@ -286,15 +286,15 @@ def bytes_read(model: Multiscale, state: State) -> float:
     """Bytes of weights and caches that a step of all rows reads, on average over a patch; tables are not."""
     total = 0.0
     for i, stack in enumerate(model.stacks):
-        parts: list[nn.Module] = [stack, model.embedders[i].project]
+        parts: list[nn.Module] = [stack, *model.embedders[i].matrices]
         parts += [model.expanders[i]] if i < len(model.expanders) else []
         weights = sum(tensor.nbytes for part in parts for tensor in (*part.parameters(), *part.buffers()))
         caches = sum(tensor.nbytes for tensor in (*state.stacks[i].keys, *state.stacks[i].values))
         if not state.compiled:  # then only what is filled is looked at
             caches = caches * min(1.0, int(state.lengths.max()) / state.ids.shape[1])
         total += (weights + caches) / model.spans[i]
-    head = model.embedders[-1].table if model.head is None else model.head
-    return total + sum(tensor.nbytes for tensor in (*head.parameters(), *head.buffers()))
+    heads = [part for part in (model.head, model.heads) if part is not None] or [model.table]
+    return total + sum(tensor.nbytes for head in heads for tensor in (*head.parameters(), *head.buffers()))
 
 
 def memory_bandwidth(device: torch.device) -> float:

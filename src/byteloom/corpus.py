@@ -1,38 +1,28 @@
 """A corpus: ordered documents with random access, wherever their payload lies.
 
-In: files and folders as they are, or the prepared shards of `byteloom.shards`. Out: `Corpus`, whose documents are
-read-only views. Cost: about 40 bytes of memory a segment and the names; payload stays on disk, memory-mapped, and may
-be larger than memory. The exception is media files used without `prepare`: they are decoded once and kept.
+In: files, folders and manifests as they are, or the prepared shards of `byteloom.shards`. Out: `Corpus`, whose
+documents are read-only views. Cost: about 40 bytes of memory a segment, its header and the names; payload stays on
+disk, memory-mapped, and may be larger than memory. The exception is media files used without `prepare`: they are
+decoded once and kept.
 """
 
 import dataclasses
 import functools
 import hashlib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from byteloom import codecs
-from byteloom.codecs import raw
-from byteloom.documents import DataError, Document, Segment, check_payload
-
-AnyPath = str | PathLike[str]
+from byteloom.codecs import DEFAULT_MEDIA, MediaConfig
+from byteloom.documents import FIRST_DIGIT, FIRST_MARK, DataError, Document, Segment, check_payload
+from byteloom.sources import AnyPath, PayloadFile, Source, each_document, map_payload, path_list, payload_length
 
 MAX_OPEN_FILES = 128
 LINE_END_WITHIN = 4096
-
-
-class PayloadFile(NamedTuple):
-    """A file that holds payload and nothing else."""
-
-    path: Path
-    dtype: str
-    length: int  # in ids
+MEDIA_CUT = 4096
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,74 +43,61 @@ class Corpus:
     """(N,) int64: index in `files`."""
     segment_offsets: np.ndarray
     """(N,) int64: where in that file it begins, in ids."""
+    segment_headers: np.ndarray
+    """(N, 1 + W) uint8: length of its header and the header, filled up to the longest, W bytes; W = 0 for text."""
     modalities: dict[int, str]
     """Name of the modality of each MARK that occurs."""
     skipped: tuple[tuple[str, str], ...] = ()
     """Files that gave no document: name and reason."""
 
     @staticmethod
-    def from_paths(paths: AnyPath | Sequence[AnyPath], modality: str | None = None) -> "Corpus":
-        """Files and folders as they are, every file one document.
+    def from_paths(
+        paths: AnyPath | Sequence[AnyPath], modality: str | None = None, media: MediaConfig = DEFAULT_MEDIA
+    ) -> "Corpus":
+        """Files, folders and manifests as they are, every file or line of a manifest one document.
 
         A folder is searched to its bottom, in the order of the relative paths. Hidden files, links that leave the
-        folder, linked folders and prepared corpora inside it are passed over; files that are empty, unreadable or
-        damaged are listed in `skipped`.
+        folder, linked folders and prepared corpora inside it are passed over; files and lines that are empty,
+        unreadable or damaged are listed in `skipped`. Files that a manifest in the folder mentions are read as files of
+        their own as well: name the manifest instead of the folder to have them once.
 
         Args:
-            paths: files and folders.
-            modality: read every file as this one; by default each by its suffix and content.
+            paths: files, manifests (`byteloom.manifests`) and folders.
+            modality: read every file as this one, manifests too; by default each by its suffix and content.
+            media: how media files become samples.
 
         Raises:
             DataError: a path is missing, a folder holds no files, or there are no bytes in any of them.
             ValueError: `modality` is unknown.
         """
         skipped: list[tuple[str, str]] = []
-        files: list[PayloadFile | np.ndarray] = []
-        names, marks = [], []
-        for name, path, size in each_file(paths, skipped):
-            try:
-                codec = codecs.by_modality(modality) if modality is not None else codecs.for_path(path)
-                if getattr(codec, "FILE_IS_PAYLOAD", False):
-                    files.append(PayloadFile(path, "|u1", size))
-                else:
-                    files.append(codec.encode(path).data)
-            except DataError as error:
-                skipped.append((name, str(error)))
-                continue
-            names.append(name)
-            marks.append(codec.MARK)
-        if not names:
+        corpus = _assemble(each_document(paths, modality, media, skipped), codecs.MARKS)
+        if not len(corpus):
             raise no_bytes(paths, skipped)
-        lengths = [len(file) if isinstance(file, np.ndarray) else file.length for file in files]
-        return Corpus(
-            files=tuple(files),
-            names=tuple(names),
-            document_starts=np.arange(len(names) + 1),
-            segment_marks=np.array(marks, np.uint16),
-            segment_lengths=np.array(lengths, np.int64),
-            segment_files=np.arange(len(names)),
-            segment_offsets=np.zeros(len(names), np.int64),
-            modalities={mark: name for name, mark in codecs.MARKS.items() if mark in set(marks)},
-            skipped=tuple(skipped),
-        )
+        return dataclasses.replace(corpus, skipped=tuple(skipped))
 
     @staticmethod
-    def from_documents(documents: Sequence[Document]) -> "Corpus":
-        """Documents in memory. Raises ValueError when a modality is unknown or payload holds reserved ids."""
-        segments = [segment for document in documents for segment in document.segments]
-        for segment in segments:
-            codecs.by_modality(segment.modality)
+    def from_documents(documents: Sequence[Document], marks: Mapping[str, int] | None = None) -> "Corpus":
+        """Documents in memory.
+
+        Args:
+            documents: kept, not copied.
+            marks: the MARK of each modality that no codec has, such as tokens of a model, 280-303.
+
+        Raises:
+            ValueError: a modality is unknown, its mark is taken, or payload holds reserved ids.
+        """
+        known = known_marks(marks)
+        for segment in (segment for document in documents for segment in document.segments):
+            if segment.modality not in known:
+                raise ValueError(f"modality {segment.modality!r} is unknown; known: {', '.join(sorted(known))}")
             check_payload(segment)
-        marks = np.array([codecs.MARKS[segment.modality] for segment in segments], np.uint16)
-        return Corpus(
-            files=tuple(segment.data for segment in segments),
-            names=tuple(document.name for document in documents),
-            document_starts=np.cumsum([0, *(len(document.segments) for document in documents)]),
-            segment_marks=marks,
-            segment_lengths=np.array([len(segment.data) for segment in segments], np.int64),
-            segment_files=np.arange(len(segments)),
-            segment_offsets=np.zeros(len(segments), np.int64),
-            modalities={mark: name for name, mark in codecs.MARKS.items() if mark in marks},
+        return _assemble(
+            (
+                (document.name, [Source(part.modality, part.header, part.data) for part in document.segments])
+                for document in documents
+            ),
+            known,
         )
 
     def __len__(self) -> int:
@@ -134,7 +111,11 @@ class Corpus:
         segments = range(int(self.document_starts[index]), int(self.document_starts[index + 1]))
         return Document(
             segments=tuple(
-                Segment(modality=self.modalities[int(self.segment_marks[segment])], data=self.payload(segment))
+                Segment(
+                    modality=self.modalities[int(self.segment_marks[segment])],
+                    data=self.payload(segment),
+                    header=self.header(segment),
+                )
                 for segment in segments
             ),
             name=self.names[index],
@@ -162,6 +143,11 @@ class Corpus:
         offset = int(self.segment_offsets[segment])
         return self._open_file(int(self.segment_files[segment]))[offset + start : offset + max(start, stop)]
 
+    def header(self, segment: int) -> bytes:
+        """The header of a segment, by its number in the corpus."""
+        row = self.segment_headers[segment]
+        return row[1 : 1 + int(row[0])].tobytes()
+
     def subset(self, document_indices: Sequence[int] | np.ndarray) -> "Corpus":
         """The documents of these indices, in this order."""
         documents = np.asarray(document_indices, np.int64)
@@ -178,7 +164,7 @@ class Corpus:
     @functools.cached_property
     def _open_file(self) -> Any:
         # A folder may hold more files than a process may open; the oldest maps close when nothing views them.
-        return functools.lru_cache(MAX_OPEN_FILES)(lambda index: _map(self.files[index]))
+        return functools.lru_cache(MAX_OPEN_FILES)(lambda index: map_payload(self.files[index]))
 
     def _cut(self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> "Corpus":
         """Of each document the payload from `starts` to `stops`, in ids; segments with nothing left are dropped."""
@@ -200,16 +186,22 @@ class Corpus:
             segment_lengths=new_length[kept],
             segment_files=self.segment_files[segments[kept]],
             segment_offsets=(self.segment_offsets[segments] + new_begin - begin)[kept],
+            segment_headers=self.segment_headers[segments[kept]],
         )
 
 
-def split(corpus: Corpus, fraction: float = 0.05) -> tuple[Corpus, Corpus]:
+def split(corpus: Corpus, fraction: float = 0.05, whole_documents: bool = False) -> tuple[Corpus, Corpus]:
     """Holds out `fraction` of the bytes: (train, valid), the same on every machine and wherever the folder lies.
 
     Whole documents are taken in the order of the sha256 of their names until the fraction is reached, those that alone
     are more than it last, never one that is more than a quarter of the bytes, never all. Where these do not suffice
-    (one large file, or one beside a few small ones), the rest comes from the tail of the large documents, cut at a
-    line end where one is near.
+    (one large file, or one beside a few small ones), the rest comes from the tail of the large documents: text cut at a
+    line end where one is near, media between segments, or where there is one alone at a multiple of 4096 bytes.
+
+    Args:
+        corpus: what to divide.
+        fraction: of the bytes, held out.
+        whole_documents: cut none, as fused streams need it, which would no longer run side by side.
 
     Raises:
         ValueError: `fraction` is not between 0 and 1.
@@ -219,7 +211,7 @@ def split(corpus: Corpus, fraction: float = 0.05) -> tuple[Corpus, Corpus]:
         raise ValueError(f"fraction is {fraction}; it must lie between 0 and 1, such as 0.05")
     lengths = corpus.document_lengths
     total = corpus.num_bytes
-    large = lengths > total / 4
+    large = (lengths > total / 4) & (not whole_documents)
     share = missing = fraction * total
     order = [(lengths[i] > share, hashlib.sha256(_name_bytes(corpus.names[i])).digest(), i) for i in range(len(corpus))]
     whole: list[int] = []
@@ -232,7 +224,7 @@ def split(corpus: Corpus, fraction: float = 0.05) -> tuple[Corpus, Corpus]:
     cuts[whole] = 0
     if missing > 0:
         for i in np.flatnonzero(large):
-            cuts[i] = _line_end_before(corpus, int(i), round(lengths[i] - missing * lengths[i] / lengths[large].sum()))
+            cuts[i] = _cut_before(corpus, int(i), round(lengths[i] - missing * lengths[i] / lengths[large].sum()))
     in_train, in_valid = np.flatnonzero(cuts > 0), np.flatnonzero(cuts < lengths)
     if not len(in_train) or not len(in_valid):
         raise DataError(f"{corpus.names[0] if len(corpus) else 'corpus'}: too small to hold a part out; add data")
@@ -252,6 +244,9 @@ def concatenate(corpora: Sequence[Corpus]) -> Corpus:
     starts = [corpus.document_starts[:-1] + base for corpus, base in zip(corpora, num_segments, strict=False)]
     indices = [corpus.segment_files + base for corpus, base in zip(corpora, num_files, strict=False)]
 
+    width = max((corpus.segment_headers.shape[1] for corpus in corpora), default=1)
+    headers = [np.pad(rows, ((0, 0), (0, width - rows.shape[1]))) for rows in (c.segment_headers for c in corpora)]
+
     def joined(arrays: Sequence[np.ndarray], dtype: type[np.generic] = np.int64) -> np.ndarray:
         return np.concatenate([np.empty(0, dtype), *arrays]).astype(dtype)
 
@@ -263,44 +258,24 @@ def concatenate(corpora: Sequence[Corpus]) -> Corpus:
         segment_lengths=joined([corpus.segment_lengths for corpus in corpora]),
         segment_files=joined(indices),
         segment_offsets=joined([corpus.segment_offsets for corpus in corpora]),
+        segment_headers=np.concatenate([np.empty((0, width), np.uint8), *headers]),
         modalities=modalities,
         skipped=tuple(entry for corpus in corpora for entry in corpus.skipped),
     )
 
 
-def each_file(paths: AnyPath | Sequence[AnyPath], skipped: list[tuple[str, str]]) -> Iterator[tuple[str, Path, int]]:
-    """Name, path and size of every file of `paths` that has bytes; what is passed over for a reason goes to `skipped`.
-
-    A file in a folder is named by its path in it, with the folder's name in front where there are several paths.
+def known_marks(marks: Mapping[str, int] | None) -> dict[str, int]:
+    """The MARK of each modality: those of the codecs and those that are given.
 
     Raises:
-        DataError: a path is missing, or a file that was named itself is unreadable or empty.
+        ValueError: a mark is none (259-303), or another's.
     """
-    roots = path_list(paths)
-    for root in roots:
-        if not root.is_dir():
-            size = raw.file_size(root)
-            if size == 0:
-                raise DataError(f"{root}: is empty; name a file with something in it")
-            yield root.name, root, size
-            continue
-        for path in _walk(root, skipped):
-            name = path.relative_to(root).as_posix()
-            name = f"{root.resolve().name}/{name}" if len(roots) > 1 else name
-            try:
-                size = raw.file_size(path)
-            except DataError as error:
-                skipped.append((name, str(error)))
-                continue
-            if size == 0:
-                skipped.append((name, "is empty"))
-            else:
-                yield name, path, size
-
-
-def path_list(paths: AnyPath | Sequence[AnyPath]) -> list[Path]:
-    """One path or several, as a list."""
-    return [Path(paths)] if isinstance(paths, (str, PathLike)) else [Path(path) for path in paths]
+    known = {**codecs.MARKS, **(marks or {})}
+    for name, mark in (marks or {}).items():
+        others = {known[other] for other in known if other != name}
+        if not FIRST_MARK <= mark < FIRST_DIGIT or mark in others or codecs.MARKS.get(name, mark) != mark:
+            raise ValueError(f"modality {name} cannot have mark {mark}; choose one from 280 to 303 that is free")
+    return known
 
 
 def no_bytes(paths: AnyPath | Sequence[AnyPath], skipped: Sequence[tuple[str, str]]) -> DataError:
@@ -310,55 +285,53 @@ def no_bytes(paths: AnyPath | Sequence[AnyPath], skipped: Sequence[tuple[str, st
     return DataError(f"{names}: no file with bytes in it{reason}; name files, or a folder that holds some")
 
 
-def _walk(root: Path, skipped: list[tuple[str, str]]) -> list[Path]:
-    """The files below a folder in the order of their relative paths, without hidden ones and links that leave it."""
-    home = root.resolve()
-    found: list[Path] = []
-
-    def unreadable(error: OSError) -> None:
-        skipped.append((str(error.filename), f"cannot be read ({error.strerror})"))
-
-    for folder, folders, files in os.walk(root, onerror=unreadable):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        shards = "manifest.json" in files and any(name.endswith(".lengths.npy") for name in files)
-        if shards and Path(folder) != root:  # prepared data are no raw files
-            folders.clear()
-            continue
-        for name in files:
-            path = Path(folder, name)
-            inside = not path.is_symlink() or path.resolve().is_relative_to(home)
-            if not name.startswith(".") and inside:
-                found.append(path)
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix().encode("utf-8", "surrogateescape"))
+def header_rows(headers: Sequence[bytes]) -> np.ndarray:
+    """Headers as `Corpus.segment_headers` has them, (N, 1 + W) uint8."""
+    width = max(map(len, headers), default=0)
+    rows = b"".join(bytes([len(header)]) + header.ljust(width, b"\0") for header in headers)
+    return np.frombuffer(rows, np.uint8).reshape(len(headers), 1 + width)
 
 
-def _map(file: PayloadFile | np.ndarray) -> np.ndarray:
-    if isinstance(file, np.ndarray):
-        return file
-    try:
-        size = file.path.stat().st_size
-        if size < file.length * np.dtype(file.dtype).itemsize:
-            raise DataError(f"{file.path}: has shrunk since it was opened; start again")
-        return (
-            np.memmap(file.path, file.dtype, mode="r", shape=(file.length,)) if file.length else np.empty(0, np.uint8)
-        )
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file.path}: cannot be read ({error}); start again") from error
+def _assemble(documents: Iterable[tuple[str, Sequence[Source]]], marks: Mapping[str, int]) -> Corpus:
+    """Names and segments as a corpus; read once."""
+    names, counts, sources = [], [0], []
+    for name, parts in documents:
+        names.append(name)
+        counts.append(len(parts))
+        sources += parts
+    segment_marks = np.array([marks[source.modality] for source in sources], np.uint16)
+    used = set(segment_marks.tolist())
+    return Corpus(
+        files=tuple(source.payload for source in sources),
+        names=tuple(names),
+        document_starts=np.cumsum(counts),
+        segment_marks=segment_marks,
+        segment_lengths=np.array([payload_length(source.payload) for source in sources], np.int64),
+        segment_files=np.arange(len(sources)),
+        segment_offsets=np.zeros(len(sources), np.int64),
+        segment_headers=header_rows([source.header for source in sources]),
+        modalities={mark: name for name, mark in marks.items() if mark in used},
+    )
 
 
 def _name_bytes(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
-def _line_end_before(corpus: Corpus, document: int, position: int) -> int:
-    """The end of the last line that ends at most 4 KiB before a position of a document's payload; else the position."""
-    first, stop = corpus.document_starts[document], corpus.document_starts[document + 1]
-    begin = 0
-    for segment in range(int(first), int(stop)):
-        length = int(corpus.segment_lengths[segment])
-        if begin < position <= begin + length:
-            low = max(0, position - begin - LINE_END_WITHIN)
-            ends = np.flatnonzero(corpus.payload(segment, low, position - begin) == ord("\n"))
-            return begin + low + int(ends[-1]) + 1 if len(ends) else position
-        begin += length
-    return position
+def _cut_before(corpus: Corpus, document: int, position: int) -> int:
+    """Where a document may be cut, in ids of its payload: near `position`, at most 4 KiB before it in text.
+
+    Media are cut at the border of a segment, one that is alone at a multiple of 4096.
+    """
+    first, stop = int(corpus.document_starts[document]), int(corpus.document_starts[document + 1])
+    ends = np.cumsum(corpus.segment_lengths[first:stop])
+    number = int(ends.searchsorted(position))
+    segment, end = first + number, int(ends[number])
+    begin = end - int(corpus.segment_lengths[segment])
+    if corpus.segment_headers[segment, 0]:
+        if stop - first == 1:
+            return position // MEDIA_CUT * MEDIA_CUT
+        return begin or end
+    low = max(0, position - begin - LINE_END_WITHIN)
+    line_ends = np.flatnonzero(corpus.payload(segment, low, position - begin) == ord("\n"))
+    return begin + low + int(line_ends[-1]) + 1 if len(line_ends) else position

@@ -4,11 +4,12 @@ Cost: one forward pass over the data for "basic", two for "sliding" and "strided
 """
 
 import bz2
+import itertools
 import lzma
 import math
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -17,10 +18,11 @@ import torch
 import zstandard
 from torch import Tensor
 
-from byteloom import codecs
-from byteloom.corpus import Corpus
-from byteloom.documents import Document, Segment
-from byteloom.losses import VOCABULARY, bits_per_byte, summed_loss
+from byteloom.codecs import audio
+from byteloom.corpus import Corpus, concatenate
+from byteloom.documents import BOS, FIRST_DIGIT, FIRST_MARK, DataError, Document, Segment
+from byteloom.losses import VOCABULARY, bits_per_byte, marks_in_force
+from byteloom.models.config import ModelConfig
 from byteloom.models.multiscale import Multiscale
 from byteloom.packing import PackedStream
 from byteloom.shards import open_data
@@ -29,7 +31,11 @@ Method = Literal["basic", "sliding", "strided", "sliding-strided"]
 Data = PackedStream | Corpus | bytes | str | PathLike[str] | Sequence[str | PathLike[str]]
 
 IDS_AT_ONCE = 16384
-CHUNK = 1 << 20
+"""Ids in a batch of windows."""
+CHUNK = 1 << 16
+"""Bytes of a batch that finer stages take at a time, so that a long window needs little memory."""
+READ_AT_ONCE = 1 << 20
+"""Ids read from the disk at a time."""
 
 
 class Window(NamedTuple):
@@ -87,13 +93,18 @@ class Evaluation:
     nats: float
     """Summed cross-entropy of bytes, marks and ends."""
     bytes: int
-    """Bytes that it is of."""
+    """Bytes, or tokens of a discrete vocabulary, that it is of."""
     method: str
     """How contexts were laid."""
     context: int
     """Most ids seen at once."""
+    items: int
+    """Documents; those that hold many segments of one modality, as a file of pictures does, count by segment."""
+    standard_error: float | None
+    """Of bits per byte, the items taken as drawn at random; None for fewer than two."""
     by_modality: dict[str, dict[str, float]]
-    """For each modality its `nats`, `bytes` and `bits_per_byte`."""
+    """For each modality, or stream of a fused model, its `nats`, `bytes` and `bits_per_byte`; `bits_per_sample` where
+    its samples are all of the same number of bytes, more than one."""
     by_position_in_patch: list[float | None]
     """Bits per byte of bytes at each position in a patch of the coarsest stage; None where there was none."""
     by_position_in_context: list[dict[str, Any]]
@@ -124,7 +135,8 @@ def evaluate(
 
     Args:
         model: the model; it is in the mode it was in when this returns.
-        data: a stream, a corpus, bytes (as text where they are UTF-8), or files and folders.
+        data: a stream, a corpus, bytes (as text where they are UTF-8), or files and folders. Of what a fused model
+            only knows as context, nothing is counted.
         method: see `plan`.
         context: most ids in a window; default: the model's.
         stride: see `plan`.
@@ -133,14 +145,14 @@ def evaluate(
         autocast: bf16 instead of fp32.
 
     Raises:
-        ValueError: the context is longer than learned positions allow, or `plan` refuses.
-        DataError: the data cannot be read.
+        ValueError: the context is longer than learned positions allow, `plan` refuses, or a fused model's patches would
+            be halved.
+        DataError: the data cannot be read, or hold a modality that the model does not know.
     """
     corpus = data.corpus if isinstance(data, PackedStream) else to_corpus(data)
     if max_bytes is not None:
-        corpus = corpus.head(max_bytes)
-    span = model.config.span(0)
-    stream = PackedStream(corpus, span)
+        corpus = first_bytes(corpus, max_bytes, model.config)
+    stream, span, fused = packed(corpus, model.config), model.config.span(0), bool(model.config.embedder.streams)
     context = context or model.config.context
     if context > (model.config.max_length or context):
         raise ValueError(f"the context is {context}, but the learned positions end at {model.config.max_length}")
@@ -148,10 +160,14 @@ def evaluate(
         raise ValueError(
             f"the model has {model.config.vocab_size} ids and knows no documents, which begin with BOS and MARK"
         )
+    if fused and method in ("strided", "sliding-strided"):
+        raise ValueError(f"method {method!r} begins in the middle of patches, where a fused model finds other streams")
+    check_known(model.config, corpus.modalities)
     windows = plan(len(stream), context, span, method, stride)
     edges = np.unique(np.geomspace(1, context, 33).astype(np.int64))
-    table = np.zeros((VOCABULARY.end_of_marks - VOCABULARY.first_mark + 1, 3))
-    patch, place = np.zeros((2, span)), np.zeros((2, context))
+    names, starts = row_names(model.config, corpus.modalities), item_starts(stream, fused)
+    sizes = (max(names, default=0) + 1, span, context, len(starts))
+    rows, patch, place, items = (np.zeros((size, 2)) for size in sizes)
     device = model.starts[0].device
     training = model.training
     model.eval()
@@ -159,34 +175,32 @@ def evaluate(
         for group in batches(windows, batch_size or max(1, IDS_AT_ONCE // context)):
             ids = torch.from_numpy(np.stack([stream.read(w.start, w.stop) for w in group]).astype(np.int64)).to(device)
             mark = torch.tensor([stream.mark_at(w.start) for w in group], device=device)
+            since = torch.tensor([stream.since_at(w.start) for w in group], device=device)
+            nats = nats_of_each(model, ids, autocast, mark, since).double().cpu().numpy()
+            row = rows_of(model.config, ids, mark)
+            predicted = model.counted_places(ids.shape[1], torch.device("cpu"))
             places = np.arange(ids.shape[1])
             scored = np.stack([(places >= w.first - w.start) & (not w.half or places % span * 2 < span) for w in group])
-            nats = nats_of_each(model, ids, autocast).double()
-            table += summed_loss(nats, ids, mark, torch.from_numpy(scored).to(device)).table.cpu().numpy()
-            is_byte = scored & (ids < VOCABULARY.num_bytes).cpu().numpy()
-            weights = np.where(is_byte, nats.cpu().numpy(), 0.0)
-            in_patch = (np.array([w.start for w in group])[:, None] + places) % span
-            for sums, at in ((patch, in_patch), (place, np.broadcast_to(places, is_byte.shape))):
-                sums[0] += np.bincount(at.ravel(), weights.ravel(), sums.shape[1])
-                sums[1] += np.bincount(at.ravel(), is_byte.ravel(), sums.shape[1])
+            scored &= (ids != VOCABULARY.pad_id).cpu().numpy()
+            scored &= True if predicted is None else predicted.numpy()
+            is_byte = scored & ((ids < VOCABULARY.num_bytes) | (ids >= VOCABULARY.end_of_reserved)).cpu().numpy()
+            position = np.array([w.start for w in group])[:, None] + places
+            item = starts.searchsorted(position, "right") - 1
+            add(rows, row, nats, scored, is_byte)
+            add(items, item, nats, scored, is_byte)
+            add(patch, position % span, nats, is_byte, is_byte)
+            add(place, np.broadcast_to(places, row.shape), nats, is_byte, is_byte)
     finally:
         model.train(training)
-    names = {mark: name for name, mark in codecs.MARKS.items()}
     return Evaluation(
-        nats=float(table[:, 0].sum()),
-        bytes=int(table[:, 2].sum()),
+        nats=float(rows[:, 0].sum()),
+        bytes=int(rows[:, 1].sum()),
         method=method,
         context=context,
-        by_modality={
-            names.get(VOCABULARY.first_mark + row - 1, "none"): {
-                "nats": float(nats),
-                "bytes": int(size),
-                "bits_per_byte": bits_per_byte(float(nats), int(size)),
-            }
-            for row, (nats, _, size) in enumerate(table)
-            if size
-        },
-        by_position_in_patch=[bits_per_byte(float(nats), int(size)) if size else None for nats, size in patch.T],
+        items=len(items),
+        standard_error=standard_error(items),
+        by_modality=by_name(rows, names, sample_sizes(corpus)),
+        by_position_in_patch=[bits_per_byte(float(nats), int(size)) if size else None for nats, size in patch],
         by_position_in_context=[
             {
                 "start": int(low),
@@ -195,20 +209,124 @@ def evaluate(
             }
             for low, high in zip(np.append(0, edges), np.append(edges, context), strict=False)
             if low < high
-            for nats, size in [place[:, low:high].sum(1)]
+            for nats, size in [place[low:high].sum(0)]
         ],
     )
 
 
-CHUNK = 1 << 16
-"""Bytes of a batch that finer stages take at a time, so that a long window needs little memory."""
+def packed(corpus: Corpus, config: ModelConfig) -> PackedStream:
+    """A corpus as a model reads it: its segments one after the other, or side by side where the model fuses them."""
+    return PackedStream(corpus, config.span(0), [stream.size for stream in config.embedder.streams])
+
+
+def check_known(config: ModelConfig, modalities: Mapping[int, str]) -> None:
+    """Raises DataError where a model that tells modalities apart meets one that it does not know, by mark and name."""
+    known = {modality.mark: modality.name for modality in config.modalities}
+    for mark, name in modalities.items() if known else ():
+        if known.get(mark) != name:
+            raise DataError(
+                f"the data hold {name} (mark {mark}), which the model does not know; it tells apart "
+                + ", ".join(f"{known[mark]} ({mark})" for mark in sorted(known))
+                + "; add it to model.modalities, or leave it out of the data"
+            )
+
+
+def row_names(config: ModelConfig, modalities: Mapping[int, str]) -> dict[int, str]:
+    """The names of the rows of `Loss.table`: those of a fused model's predicted streams, else of modalities by mark."""
+    if config.embedder.streams:
+        return {1 + i: s.name for i, s in enumerate(config.embedder.streams) if s.role == "predicted"}
+    return {1 + mark - VOCABULARY.first_mark: name for mark, name in sorted(modalities.items())}
+
+
+def by_name(
+    rows: np.ndarray, names: Mapping[int, str], sizes: Mapping[str, int] | None = None
+) -> dict[str, dict[str, float]]:
+    """`nats`, `bytes` and `bits_per_byte` of each named row (R, 2: nats and bytes) that has bytes.
+
+    `sizes` are the bytes of a sample where that is more than one, and add `bits_per_sample`.
+    """
+    found = {}
+    for row, name in names.items():
+        nats, size = float(rows[row, 0]), int(rows[row, 1])
+        if size:
+            bits = bits_per_byte(nats, size)
+            found[name] = {"nats": nats, "bytes": size, "bits_per_byte": bits}
+            if sizes and name in sizes:
+                found[name]["bits_per_sample"] = bits * sizes[name]
+    return found
+
+
+def rows_of(config: ModelConfig, ids: Tensor, mark: Tensor) -> np.ndarray:
+    """The row of `Loss.table` of each of ids (B, T), whose windows begin on patch borders where the model is fused."""
+    if config.embedder.streams:
+        owners = np.repeat(1 + np.arange(len(config.embedder.streams)), [s.size for s in config.embedder.streams])
+        return np.broadcast_to(np.resize(owners, ids.shape[1]), tuple(ids.shape))
+    return (marks_in_force(ids, mark) - VOCABULARY.first_mark + 1).clamp(min=0).cpu().numpy()
+
+
+def sample_sizes(corpus: Corpus) -> dict[str, int]:
+    """Bytes of a sample by modality, where that is more than one and the same in all segments: sound alone so far."""
+    headers = np.unique(corpus.segment_headers[corpus.segment_marks == audio.MARK], axis=0)
+    try:
+        codings = {audio.unpack_header(row[1 : 1 + row[0]].tobytes())[2] for row in headers}
+    except ValueError:  # sounds that no file gave
+        return {}
+    sizes = {audio.CODINGS[coding] for coding in codings}
+    return {audio.MODALITY: max(sizes)} if len(sizes) == 1 and max(sizes) > 1 else {}
+
+
+def item_starts(stream: PackedStream, fused: bool) -> np.ndarray:
+    """Where the items of a stream begin (N,) int64: see `Evaluation.items`. Cost: reads the stream once."""
+    corpus = stream.corpus
+    segments = np.diff(corpus.document_starts)
+    document = np.repeat(np.arange(len(corpus)), segments)
+    begins = np.zeros(len(document), bool)
+    begins[corpus.document_starts[:-1][segments > 0]] = True
+    mixed = np.zeros(len(corpus), bool)
+    mixed[document[1:][(np.diff(corpus.segment_marks.astype(np.int64)) != 0) & ~begins[1:]]] = True
+    bos, marks = [], []
+    for start in range(0, len(stream), READ_AT_ONCE):
+        ids = stream.read(start, min(start + READ_AT_ONCE, len(stream)))
+        bos.append(start + np.flatnonzero(ids == BOS))
+        marks.append(start + np.flatnonzero((ids >= FIRST_MARK) & (ids < FIRST_DIGIT)))
+    starts = np.concatenate([np.empty(0, np.int64), *bos])
+    if fused:  # there segments run side by side
+        return starts
+    alone = ~begins & ~mixed[document]
+    return np.sort(np.concatenate([starts, np.concatenate([np.empty(0, np.int64), *marks])[alone]]))
+
+
+def standard_error(items: np.ndarray) -> float | None:
+    """The standard error of bits per byte over items (N, 2: nats and bytes); None for fewer than two.
+
+    Of a ratio of sums: from how far each item's nats lie from what its bytes would need at the bits per byte of all.
+    """
+    nats, size = items[:, 0], items[:, 1]
+    if len(items) < 2 or not size.sum():
+        return None
+    distances = nats - nats.sum() / size.sum() * size
+    return math.sqrt(len(items) / (len(items) - 1) * (distances**2).sum()) / size.sum() / math.log(2)
+
+
+def add(sums: np.ndarray, at: np.ndarray, nats: np.ndarray, counted: np.ndarray, is_byte: np.ndarray) -> None:
+    """Adds nats (B, T) where they are counted, and bytes, to the rows of sums (N, 2) that `at` (B, T) names."""
+    low = at.min()
+    at = (at - low).ravel()
+    for column, weights in enumerate((np.where(counted, nats, 0.0), is_byte)):
+        found = np.bincount(at, weights.ravel())
+        sums[low : low + len(found), column] += found
 
 
 @torch.inference_mode()
-def nats_of_each(model: Multiscale, ids: Tensor, autocast: bool = False) -> Tensor:
-    """What each id costs given those before it: ids (B, T) -> nats (B, T) in fp32."""
+def nats_of_each(
+    model: Multiscale, ids: Tensor, autocast: bool = False, mark: Tensor | None = None, since: Tensor | None = None
+) -> Tensor:
+    """What each id costs given those before it: ids (B, T) -> nats (B, T) in fp32.
+
+    `mark` and `since` (B,) say what stands before the first id, see `Multiscale.forward`.
+    """
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=autocast):
-        return model.nats(ids, CHUNK)
+        return model.nats(ids, CHUNK, mark=mark, since=since)
 
 
 def batches(windows: Sequence[Window], size: int) -> Iterator[list[Window]]:
@@ -238,6 +356,34 @@ def to_corpus(data: "Corpus | bytes | str | PathLike[str] | Sequence[str | PathL
     return Corpus.from_documents([Document(segments=(segment,))])
 
 
+def predicted_part(corpus: Corpus, config: ModelConfig) -> Corpus:
+    """Of a corpus what a model is measured on: all of it, or a fused model's predicted streams."""
+    if not config.embedder.streams:
+        return corpus
+    kept = [stream.role == "predicted" for stream in config.embedder.streams]
+    documents = (corpus[number] for number in range(len(corpus)))
+    return Corpus.from_documents(
+        [Document(segments=tuple(itertools.compress(document.segments, kept))) for document in documents],
+        {name: mark for mark, name in corpus.modalities.items()},
+    )
+
+
+def first_bytes(corpus: Corpus, num_bytes: int, config: ModelConfig) -> Corpus:
+    """The first documents up to about `num_bytes`; what a model fuses is cut at the same time in all streams."""
+    sizes = [stream.size for stream in config.embedder.streams]
+    lengths = corpus.document_lengths
+    ends = np.cumsum(lengths)
+    if not sizes or ends[-1] <= num_bytes:
+        return corpus.head(num_bytes)
+    last = int(ends.searchsorted(num_bytes))
+    patches = -(-int(num_bytes - ends[last] + lengths[last]) // sum(sizes))
+    cut = tuple(
+        replace(segment, data=segment.data[: patches * size]) for segment, size in zip(corpus[last].segments, sizes)
+    )
+    marks = {name: mark for mark, name in corpus.modalities.items()}
+    return concatenate([corpus.subset(np.arange(last)), Corpus.from_documents([Document(segments=cut)], marks)])
+
+
 class Compressor(Protocol):
     """What the four compressors have in common."""
 
@@ -261,8 +407,8 @@ def baselines(data: Corpus | bytes, max_bytes: int | None = None) -> dict[str, d
     }
     sizes, total = dict.fromkeys(compressors, 0), 0
     for segment in range(len(corpus.segment_lengths)):
-        for start in range(0, int(corpus.segment_lengths[segment]), CHUNK):
-            chunk = corpus.payload(segment, start, start + CHUNK).tobytes()
+        for start in range(0, int(corpus.segment_lengths[segment]), READ_AT_ONCE):
+            chunk = corpus.payload(segment, start, start + READ_AT_ONCE).tobytes()
             total += len(chunk)
             for name, compressor in compressors.items():
                 sizes[name] += len(compressor.compress(chunk))

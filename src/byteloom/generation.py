@@ -1,7 +1,9 @@
-"""Bytes that continue a prompt: a model and prompts in, bytes out, one `step` of the model a byte.
+"""What continues a prompt: a model and prompts in, bytes or documents out, one `step` of the model an id.
 
 Cost: the finest stage's weights per byte, a coarser stage's once per patch (arXiv 2305.07185, section 2). Rows of a
-batch have prompts of any length and stop by themselves; a row gives what it gives alone.
+batch have prompts of any length and stop by themselves; a row gives what it gives alone. `generate` and `stream` go on
+with the bytes of the prompt's last segment, and look at them once a patch; `generate_documents` follows the layout of
+documents (`grammar`), so that a model may end a segment and open another, and looks at every id.
 """
 
 import functools
@@ -12,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from byteloom import codecs
-from byteloom.documents import BOS, EOS, Document, Segment, to_ids
+from byteloom.documents import BOS, EOS, VOCAB_SIZE, Document
+from byteloom.drafts import Draft, Prompt, begin, finish, known_modalities, marks_of, prompt_ids
+from byteloom.grammar import Choices, only
+from byteloom.losses import marks_in_force
 from byteloom.models.multiscale import Multiscale, State
 from byteloom.sampling import Noise, SamplingConfig, Utf8, choose
 
-Prompt = str | bytes | Document | np.ndarray
 LARGEST_BURST = 16
 """Most bytes that a row writes before they are looked at; less where a patch is shorter."""
 
@@ -36,6 +39,8 @@ def generate(
     compiled: bool = False,
 ) -> "bytes | list[bytes]":
     """Continues one prompt (bytes come back) or a list of them (a list comes back).
+
+    All that is written is of the modality that the prompt ends with, and bytes; see `generate_documents`.
 
     Args:
         model: the model; it is put into evaluation mode.
@@ -87,19 +92,13 @@ def stream(
     compiled: bool = False,
 ) -> Iterator[list[tuple[int, int]]]:
     """As `generate`, but gives bytes as they come: lists of (row, byte), at most one of each row that still runs."""
-    context = max_context or model.config.context
-    ids = [prompt_ids(prompt, model.config.span(0), modality) for prompt in prompts]
+    if model.config.embedder.streams:
+        raise ValueError("a fused model writes several streams side by side; use generate_documents")
+    marks = marks_of(known_modalities(model.config))
+    ids = [prompt_ids(prompt, model.config.span(0), modality, marks) for prompt in prompts]
     if model.config.vocab_size <= BOS:  # a model from elsewhere that knows bytes only
         ids = [row[row < model.config.vocab_size] for row in ids]
-    limit = context if model.config.max_length is None else min(context, model.config.max_length - 1)
-    for row in ids:
-        if len(row) > limit:
-            raise ValueError(
-                f"the prompt takes {len(row)} ids and the context is {limit}; shorten it"
-                + ("" if model.config.max_length is not None else ", or ask for a longer context")
-            )
-    if max_bytes < 0:
-        raise ValueError(f"max_bytes is {max_bytes}; it must be at least 0")
+    limit = _context(model, max_context, [len(row) for row in ids], max_bytes)
     stops = [stop] if isinstance(stop, bytes) else list(stop)
     if any(not end for end in stops):
         raise ValueError("an empty stop sequence would stop before the first byte; leave it out")
@@ -200,6 +199,136 @@ def _steps(
             occurred = occurred[alive] if occurred is not None else None
 
 
+def generate_documents(
+    model: Multiscale,
+    prompts: "Prompt | Sequence[Prompt]" = "",
+    *,
+    max_bytes: int = 256,
+    min_bytes: int = 0,
+    sampling: SamplingConfig | None = None,
+    seed: int = 0,
+    valid_utf8: bool = False,
+    modality: str = "text",
+    modalities: Sequence[str] | None = None,
+    max_context: int | None = None,
+    compiled: bool = False,
+) -> "Document | list[Document]":
+    """Continues one prompt (a document comes back) or a list of them (a list comes back), of any modality.
+
+    What comes back is the prompt with what was written after it. A segment whose header says how long it is, such as a
+    picture, ends exactly there; where the prompt's last segment is empty and has no header, the model writes that too.
+
+    With a fused model a prompt's segments stand side by side, each in the stream of its name: those that are not
+    predicted are taken from the prompt, and the predicted ones go on to the end of these.
+
+    Args:
+        model: the model; it is put into evaluation mode.
+        prompts: text, bytes, a document, or ids (T,) as they are.
+        max_bytes: most bytes (or tokens) of data to write; marks and headers do not count.
+        min_bytes: no document ends before so many, if its headers let it go on; with `max_bytes` an exact length.
+        sampling: temperature and filters; the default draws from the model's own distribution.
+        seed: of row 0; row b draws with seed + b, so that it draws as it does alone.
+        valid_utf8: write complete UTF-8 characters only, in segments of text.
+        modality: how text and bytes are marked, such as "text" or "bytes".
+        modalities: of which kinds segments may follow that the prompt does not hold; () for none. Default: all that the
+            model tells apart, and none after text and bytes.
+        max_context: most ids a row sees at once; default: the model's context.
+        compiled: compile each stage's step first: some 10 seconds, then two to four times as fast on a CPU.
+
+    Raises:
+        ValueError: a prompt is longer than the context, a modality is unknown, or an argument makes no sense.
+    """
+    if model.config.vocab_size < VOCAB_SIZE:
+        raise ValueError(f"the model has {model.config.vocab_size} ids and knows no documents; use generate")
+    if valid_utf8 and model.config.embedder.streams:
+        raise ValueError("valid_utf8 is for text by itself; a fused model's streams stand side by side")
+    single = isinstance(prompts, (str, bytes, Document, np.ndarray))
+    drafts = [begin(model.config, prompt, modality, modalities) for prompt in ([prompts] if single else prompts)]
+    limit = _context(model, max_context, [len(draft.ids) for draft in drafts], max_bytes)
+    _write(
+        model.eval(),
+        drafts,
+        min(limit, max([1, *(draft.grammar.room(max_bytes) for draft in drafts)])),
+        max_bytes,
+        min_bytes,
+        sampling or SamplingConfig(),
+        seed,
+        valid_utf8,
+        compiled,
+    )
+    documents = [finish(model.config, draft) for draft in drafts]
+    return documents[0] if single else documents
+
+
+@torch.inference_mode()
+def _write(
+    model: Multiscale,
+    drafts: Sequence[Draft],
+    context: int,
+    max_bytes: int,
+    min_bytes: int,
+    sampling: SamplingConfig,
+    seed: int,
+    valid_utf8: bool,
+    compiled: bool,
+) -> None:
+    """Writes documents to their ends, an id of each in a turn: the one that must come, or what the model chooses."""
+    rows = [i for i, draft in enumerate(drafts) if not draft.is_done(max_bytes)]
+    if not rows:
+        return
+    device, vocab_size = model.starts[0].device, model.config.vocab_size
+    prompts = [np.array(drafts[i].ids) for i in rows]
+    texts = [_last_bytes(ids) if drafts[i].grammar.in_text else b"" for i, ids in zip(rows, prompts, strict=True)]
+    utf8 = Utf8.after(texts, device) if valid_utf8 else None
+    occurred = _occurred(prompts, vocab_size, device) if sampling.repetition_penalty != 1.0 else None
+    noise = Noise([seed + i for i in range(len(drafts))], vocab_size, device) if sampling.temperature else None
+    masks: dict[Choices, Tensor] = {}
+    state = _prefill(model, [torch.from_numpy(ids) for ids in prompts], context, compiled)
+    while True:
+        choices = [drafts[i].choices(min_bytes) for i in rows]
+        values = torch.tensor([part[0].start for part in choices], device=device)
+        free = [j for j, part in enumerate(choices) if only(part) is None]
+        if free:
+            index = torch.tensor(free, device=device)
+            masks |= {part: _mask(part, vocab_size, device) for part in {choices[j] for j in free} - masks.keys()}
+            mask = torch.stack([masks[choices[j]] for j in free])
+            in_text = torch.tensor([drafts[rows[j]].grammar.in_text for j in free], device=device)
+            part = None if utf8 is None else utf8.select(free)
+            if part is not None:
+                room = torch.tensor([[max_bytes - drafts[rows[j]].count] for j in free], device=device)
+                mask[:, :256] &= part.allowed(room) | ~in_text.unsqueeze(1)
+                mask[:, 256:] &= part.complete.unsqueeze(1)
+            seen = None if occurred is None else occurred[index]
+            draws = None if noise is None else noise.take([rows[j] for j in free], 1)[0]
+            values[index] = chosen = choose(state.logits[index], mask, seen, draws, sampling)
+            if utf8 is not None and part is not None:
+                following = part.advance(chosen.clamp(max=255)).state
+                utf8.state[index] = torch.where(in_text & (chosen < 256), following, part.state)
+        if occurred is not None:
+            occurred[torch.arange(len(rows), device=device), values] = True
+        for j, value in enumerate(values.tolist()):
+            drafts[rows[j]].take(value, chosen=only(choices[j]) is None)
+        kept = [j for j, i in enumerate(rows) if not drafts[i].is_done(max_bytes)]
+        if not kept:
+            return
+        if len(kept) < len(rows):
+            spare = state.ids.shape[0] - len(kept) if compiled else 0  # as in `_steps`
+            state, rows, values = state.select(kept + kept[:1] * spare), [rows[j] for j in kept], values[kept]
+            utf8 = utf8.select(kept) if utf8 is not None else None
+            occurred = occurred[kept] if occurred is not None else None
+        if int(state.lengths.max()) >= model.room(state):
+            state = _roll(model, state, context, compiled)
+        model.step(F.pad(values, (0, state.ids.shape[0] - len(rows))), state)
+
+
+def _mask(choices: Choices, vocab_size: int, device: torch.device) -> Tensor:
+    """(V,) bool: the ids that may come next."""
+    mask = torch.zeros(vocab_size, dtype=torch.bool)
+    for part in choices:
+        mask[part.start : part.stop] = True
+    return mask.to(device)
+
+
 @functools.cache
 def _compiled_choose() -> Callable[..., Tensor]:
     return torch.compile(choose)
@@ -213,11 +342,18 @@ def _occurred(prompts: list[np.ndarray], vocab_size: int, device: torch.device) 
     return occurred.to(device)
 
 
-def _prefill(model: Multiscale, prompts: list[Tensor], context: int, compiled: bool) -> State:
-    """A state that has read these ids, one tensor (T,) a row."""
+def _prefill(
+    model: Multiscale,
+    prompts: list[Tensor],
+    context: int,
+    compiled: bool,
+    mark: Tensor | None = None,
+    since: Tensor | None = None,
+) -> State:
+    """A state that has read these ids, one tensor (T,) a row; `mark` and `since` (B,) are those before them."""
     device = model.starts[0].device
     lengths = torch.tensor([len(ids) for ids in prompts])
-    state = model.start(len(prompts), context, compiled)
+    state = model.start(len(prompts), context, compiled, mark=mark, since=since)
     padded = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True) if int(lengths.max()) else None
     if padded is not None:
         model.prefill(padded.to(device), lengths, state)
@@ -226,29 +362,30 @@ def _prefill(model: Multiscale, prompts: list[Tensor], context: int, compiled: b
 
 def _roll(model: Multiscale, state: State, context: int, compiled: bool) -> State:
     """Forgets the older half of the rows that are full, up to a patch border, and reads the rest anew."""
-    span = model.config.span(0)
-    prompts = []
-    for ids, length in zip(state.ids, state.lengths.tolist(), strict=True):
-        start = -(-(length // 2) // span) * span if length >= model.room(state) else 0
-        prompts.append(ids[start:length].cpu())
-    return _prefill(model, prompts, context, compiled)
+    span, lengths = model.config.span(0), state.lengths.tolist()
+    cuts = [-(-(length // 2) // span) * span if length >= model.room(state) else 0 for length in lengths]
+    prompts = [ids[cut:length].cpu() for ids, cut, length in zip(state.ids, cuts, lengths, strict=True)]
+    if state.since is None:  # the model tells nothing apart
+        return _prefill(model, prompts, context, compiled)
+    at = torch.tensor(cuts, device=state.ids.device).unsqueeze(1)
+    marks = marks_in_force(F.pad(state.ids, (0, 1)), state.first_mark)
+    mark, since = (tags.gather(1, at).squeeze(1) for tags in (marks, state.since))
+    return _prefill(model, prompts, context, compiled, mark, since)
 
 
-def prompt_ids(prompt: Prompt, patch_size: int, modality: str) -> np.ndarray:
-    """A prompt as ids (T,) uint16: a document that has not ended. Ids are taken as they are; nothing gives BOS alone.
-
-    Raises:
-        ValueError: `modality` is unknown, or ids are not one-dimensional integers.
-    """
-    if isinstance(prompt, np.ndarray):
-        if prompt.ndim != 1 or prompt.dtype.kind not in "iu":
-            raise ValueError(f"ids of a prompt have shape {prompt.shape} and dtype {prompt.dtype}; one row is wanted")
-        return prompt.astype(np.uint16)
-    if isinstance(prompt, (str, bytes)):
-        data = prompt.encode() if isinstance(prompt, str) else prompt
-        prompt = Document(segments=(Segment(modality=modality, data=np.frombuffer(data, np.uint8)),))
-    ids = to_ids(prompt, codecs.MARKS, patch_size)[:-1]
-    return ids if len(ids) else np.array([BOS], np.uint16)
+def _context(model: Multiscale, max_context: int | None, lengths: Sequence[int], max_bytes: int) -> int:
+    """Most ids that a row sees at once. Raises ValueError where a prompt is longer, or `max_bytes` makes no sense."""
+    limit = max_context or model.config.context
+    limit = limit if model.config.max_length is None else min(limit, model.config.max_length - 1)
+    for length in lengths:
+        if length > limit:
+            raise ValueError(
+                f"the prompt takes {length} ids and the context is {limit}; shorten it"
+                + ("" if model.config.max_length is not None else ", or ask for a longer context")
+            )
+    if max_bytes < 0:
+        raise ValueError(f"max_bytes is {max_bytes}; it must be at least 0")
+    return limit
 
 
 def _last_bytes(ids: np.ndarray) -> bytes:

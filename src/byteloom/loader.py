@@ -53,19 +53,26 @@ class Windows:
         return -(-len(self.stream) // self.context)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """`ids` (T,) int64 and `mark` () int64, the MARK in force before them."""
+        """`ids` (T,) int64, and what stands before them: `mark` () int64 and `since` () int64, as `Loader` has them."""
         start = int(index) * self.context
         ids = np.full(self.context, PAD, np.int64)
         read = self.stream.read(start, min(start + self.context, len(self.stream)))
         ids[: len(read)] = read
-        return {"ids": ids, "mark": np.array(self.stream.mark_at(start))}
+        return {
+            "ids": ids,
+            "mark": np.array(self.stream.mark_at(start)),
+            "since": np.array(self.stream.since_at(start)),
+        }
 
     def __repr__(self) -> str:  # grain keeps it in its state, where it must not depend on the process
         return f"Windows({len(self)} of {self.context})"
 
 
 class Loader:
-    """Batches without end: `ids` (B, T) int64 and `mark` (B,) int64, the MARK in force before each row.
+    """Batches without end: `ids` (B, T) int64 and what stood before each row, so that it can be read on its own.
+
+    `mark` (B,) int64 is the MARK in force there, `since` (B,) int64 how many ids of payload stand directly before: what
+    `PackedStream.mark_at` and `since_at` say.
 
     `sources` are streams with weights: the share of windows that comes from each.
 

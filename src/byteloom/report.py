@@ -26,7 +26,7 @@ pre {{ background: #f8fafc; padding: 1rem; overflow-x: auto; white-space: pre-wr
 pre .prompt {{ font-weight: 700; }}
 </style></head><body>
 <h1>{title}</h1><p class="lead">{lead}</p>
-<h2>Held-out bytes, compressed</h2>{table}
+<h2>Held-out bytes, compressed</h2>{table}{modalities}
 <h2>What was learned</h2><div class="plots">{plots}</div>
 <h2>A sample</h2><p>{sample_note}</p><pre>{sample}</pre>
 </body></html>
@@ -65,6 +65,7 @@ def page(
         title=html.escape(title),
         lead=html.escape(lead),
         table=comparison(evaluation, baselines),
+        modalities=by_modality(evaluation["by_modality"]),
         plots="".join(plots),
         sample_note="The prompt is bold; the darker a character, the more bits it cost the model.",
         sample=tinted(prompt, bits[: len(prompt)], "prompt") + tinted(continuation, bits[len(prompt) :]),
@@ -72,15 +73,33 @@ def page(
 
 
 def comparison(evaluation: Mapping[str, Any], baselines: Mapping[str, Mapping[str, float]]) -> str:
-    """A table, best first: bits per byte of the model and of each compressor on the same bytes."""
+    """A table, best first: bits per byte of the model, with its standard error, and of each compressor on the same."""
     rows = [(entry["bits_per_byte"], name) for name, entry in baselines.items()]
     rows.append((evaluation["bits_per_byte"], "this model"))
+    error = evaluation["standard_error"]
     cells = "".join(
-        f"<tr{' class=ours' if name == 'this model' else ''}><td>{html.escape(name)}</td><td>{bits:.3f}</td>"
+        f"<tr{' class=ours' if name == 'this model' else ''}><td>{html.escape(name)}</td><td>{bits:.3f}"
+        f"{f' ± {error:.3f}' if error is not None and name == 'this model' else ''}</td>"
         f"<td>{bits / 8:.1%}</td></tr>"
         for bits, name in sorted(rows)
     )
     return f"<table><tr><th></th><th>bits per byte</th><th>of the original size</th></tr>{cells}</table>"
+
+
+def by_modality(parts: Mapping[str, Mapping[str, float]]) -> str:
+    """A table of each modality's bytes and bits per byte, and bits per sample where a sample is wider than a byte.
+
+    Nothing where there is one modality, whose numbers are those of the whole.
+    """
+    if len(parts) < 2:
+        return ""
+    cells = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{sums['bytes']:,}</td><td>{sums['bits_per_byte']:.3f}</td>"
+        f"<td>{format(sums['bits_per_sample'], '.3f') if 'bits_per_sample' in sums else ''}</td></tr>"
+        for name, sums in parts.items()
+    )
+    heads = "<tr><th></th><th>bytes</th><th>bits per byte</th><th>bits per sample</th></tr>"
+    return f"<h2>By modality</h2><table>{heads}{cells}</table>"
 
 
 def curve(metrics: Sequence[Mapping[str, Any]], levels: Mapping[str, float]) -> str:

@@ -56,19 +56,21 @@ def stage_costs(config: ModelConfig, context: int | None = None) -> list[StageCo
             weights += parameter.numel() if parameter.ndim == 2 and name != "positions" else 0
         for convolution in model.embedders[i].convolutions:
             per_byte += convolution.weight.numel()  # runs over bytes, before they are cut into patches
-        if config.projection(i):
-            weights += config.embed_dim(i) * config.span(i) * stage.dim
+        weights += model.embedders[i].products
         if i < len(model.expanders):
             parts.append(model.expanders[i])
             times = stage.patch_size if stage.expand == "slice" else 1
             weights += model.expanders[i].project.weight.numel() * (times or 1)
         head = 0
+        if i == 0 and model.conditions is not None:
+            parts.append(model.conditions)
         if i == len(config.stages) - 1:
-            head = (model.embedders[i].table if model.head is None else model.head).weight.numel()
+            rows = max(kind.rows for kind in config.kinds) if config.heads == "by_modality" else config.vocab_size
+            head = rows * stage.dim  # of heads for modalities, the largest
+            parts += [part for part in (model.head, model.heads) if part is not None]
         parameters = sum(p.numel() for part in parts for p in part.parameters()) + model.starts[i].numel()
-        if i == len(config.stages) - 1:
-            parameters += 0 if model.head is None else model.head.weight.numel()
-            parameters += 0 if model.head_bias is None else model.head_bias.numel()
+        if i == len(config.stages) - 1 and model.head_bias is not None:
+            parameters += model.head_bias.numel()
         span = config.span(i)
         positions = padded // span
         late = config.late_parent and i == len(config.stages) - 1
@@ -193,8 +195,7 @@ def plan(config: ModelConfig, batch_size: int, precision: str, budget: float) ->
     stage, positions = config.stages[0], batch_size * -(-config.context // config.span(0))
 
     def coarsest(model: Multiscale, ids: torch.Tensor) -> object:
-        ids = model.pad(ids)
-        return model.stacks[0](model.inputs(0, ids, None, 0, ids.shape[1] // model.spans[0]))
+        return model.coarsest(model.tag(model.pad(ids)))
 
     coarse = kept_by(coarsest, config, config.context, batch_size, precision)
     per_byte = (whole - coarse) / (positions * config.span(0))

@@ -14,22 +14,34 @@ from byteloom.documents import DataError, Segment
 
 MODALITY = "bytes"
 MARK = 259
+HEADER_BYTES = 0
+FILE_SUFFIX = ".bin"
 FILE_IS_PAYLOAD = True
 SUFFIXES = frozenset(
     ".7z .a .bin .bz2 .class .dll .dylib .elf .exe .gz .lz4 .o .obj .pdf .pyc .so .tar .tgz .wasm .xz .zip .zst".split()
 )
 
 
-def encode(path: str | PathLike[str]) -> Segment:
+def encode(path: str | PathLike[str]) -> tuple[Segment, ...]:
     """The file as it is. Raises DataError when it cannot be mapped."""
-    return Segment(modality=MODALITY, data=map_file(path))
+    return (Segment(modality=MODALITY, data=map_file(path)),)
 
 
-def decode(segment: Segment) -> bytes:
-    """The bytes of the segment. Raises ValueError when its ids are not bytes."""
+def decode(segment: Segment, suffix: str = "") -> bytes:
+    """The bytes of the segment, whatever the suffix. Raises ValueError when its ids are not bytes."""
+    return payload(segment).tobytes()
+
+
+def payload_size(header: bytes) -> int | None:
+    """None: a file is as long as it is."""
+    return None
+
+
+def payload(segment: Segment) -> np.ndarray:
+    """The data of a segment of bytes, (N,) uint8. Raises ValueError when its ids are not bytes."""
     if segment.data.dtype != np.uint8 and (segment.data > 255).any():
         raise ValueError(f"a {segment.modality} segment holds ids above 255; its payload must be bytes")
-    return segment.data.astype(np.uint8, copy=False).tobytes()
+    return segment.data.astype(np.uint8, copy=False)
 
 
 def map_file(path: str | PathLike[str]) -> np.ndarray:

@@ -11,6 +11,8 @@ from byteloom.documents import Segment
 
 MODALITY = "text"
 MARK = 260
+HEADER_BYTES = 0
+FILE_SUFFIX = ".txt"
 FILE_IS_PAYLOAD = True
 SUFFIXES = frozenset(
     """.asm .bat .bib .c .cc .cfg .cmake .conf .cpp .cs .css .csv .cu .cxx .diff .f90 .go .h .hpp .hs .htm .html .hxx
@@ -19,11 +21,16 @@ SUFFIXES = frozenset(
 )
 
 
-def encode(path: str | PathLike[str]) -> Segment:
+def encode(path: str | PathLike[str]) -> tuple[Segment, ...]:
     """The file as it is. Raises DataError when it cannot be mapped."""
-    return Segment(modality=MODALITY, data=raw.map_file(path))
+    return (Segment(modality=MODALITY, data=raw.map_file(path)),)
 
 
-def decode(segment: Segment) -> bytes:
-    """The bytes of the segment. Raises ValueError when its ids are not bytes."""
+def decode(segment: Segment, suffix: str = "") -> bytes:
+    """The bytes of the segment, whatever the suffix. Raises ValueError when its ids are not bytes."""
     return raw.decode(segment)
+
+
+def payload_size(header: bytes) -> int | None:
+    """None: a text is as long as it is."""
+    return None

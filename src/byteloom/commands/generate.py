@@ -1,97 +1,257 @@
-"""Continue a prompt, byte by byte, to the terminal or a file."""
+"""Continue a prompt of any modality: text to the terminal, anything to a file."""
 
+import io
+import re
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated, Any, cast
 
+import numpy as np
 import tyro
 
-from byteloom.commands import UsageError, call
-from byteloom.generation import stream
+from byteloom import codecs
+from byteloom.codecs import MediaConfig, audio, image, media_from_dict, video
+from byteloom.commands import UsageError, note, parse
+from byteloom.corpus import Corpus
+from byteloom.documents import DataError, Document, Segment
+from byteloom.generation import generate_documents, stream
+from byteloom.manifests import is_manifest
+from byteloom.models.config import ModelConfig
+from byteloom.models.multiscale import Multiscale
 from byteloom.models.store import load, read_run, write_atomically
 from byteloom.quantization import Weights, quantize
 from byteloom.sampling import SamplingConfig
 from byteloom.train.acceleration import can_compile
 
+USUAL_BYTES = 512
+"""What is written where nothing says how much."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Continue a prompt of any modality: text to the terminal, anything to a file.
+
+    A picture of which half is given, a sound that goes on: --prompt-file FILE --out FILE. A picture without a prompt:
+    --modality image --size 32x32 --out FILE. Media files are read as those that the model learned from, unless an
+    option says otherwise.
+    """
+
+    model: tyro.conf.Positional[Path]
+    """Run or model folder."""
+    prompt: str | None = None
+    """Text to continue."""
+    prompt_file: Path | None = None
+    """File to continue, of any modality that the model learned; or a manifest, whose first document is continued."""
+    prompt_share: float | None = None
+    """Keep this share of the prompt's last part (0 to 1) and write the rest; default: half of what is whole already,
+    such as a picture, and all of the rest."""
+    max_bytes: int | None = None
+    """Write at most so many bytes; default: what a picture lacks or --prompt-share leaves out, else 512."""
+    seconds: float | None = None
+    """Write exactly so many seconds of sound or video."""
+    size: str | None = None
+    """WIDTHxHEIGHT of a picture or video that has no prompt; default: as the model likes."""
+    temperature: float = 1.0
+    """Divide logits by it: below 1 safer, above 1 wilder, 0 always the likeliest byte."""
+    top_k: int | None = None
+    """Draw among the so many likeliest bytes."""
+    top_p: float | None = None
+    """Draw among the likeliest bytes that together have this probability."""
+    min_p: float | None = None
+    """Draw among bytes at least this share as likely as the likeliest."""
+    repetition_penalty: float = 1.0
+    """Divide the logits of bytes that have occurred by it (1: off)."""
+    seed: int = 0
+    """The same seed gives the same bytes."""
+    stop: tuple[str, ...] = ()
+    """End after any of these texts was written; for text by itself."""
+    valid_utf8: bool = False
+    """Write only whole UTF-8 characters."""
+    echo: bool = True
+    """Write the prompt before its continuation; what is not text by itself always has it."""
+    modality: str | None = None
+    """What the prompt is marked as, or what is written without one; default: what the file is, else what the model
+    learned, text first."""
+    follow: tuple[str, ...] | None = None
+    """Modalities that may follow the prompt's last part; default: all that the model learned after a manifest, else
+    none."""
+    context: int | None = None
+    """Ids that the model sees at once; default: as trained."""
+    device: str = "auto"
+    """Where to run: "cpu", "cuda", or "auto" for CUDA where there is one."""
+    weights: Weights = "fp32"
+    """Type of the weights: bf16 and int8 are smaller and faster, and cost a little (docs/performance.md)."""
+    compile: bool = False
+    """Compile the model first: half a minute, then two to four times as fast on a CPU."""
+    out: Path | None = None
+    """Write to this file, in the format of its suffix, instead of stdout; several parts get a file each."""
+    media: Annotated[MediaConfig, tyro.conf.arg(name="")] = field(default_factory=MediaConfig)
+
 
 def main(argv: list[str]) -> None:
-    """Runs the command."""
-    call(run, argv, "generate")
-
-
-def run(
-    model: tyro.conf.Positional[Path],
-    /,
-    prompt: str | None = None,
-    prompt_file: Path | None = None,
-    max_bytes: int = 512,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float = 1.0,
-    seed: int = 0,
-    stop: tuple[str, ...] = (),
-    valid_utf8: bool = False,
-    echo: bool = True,
-    modality: str | None = None,
-    context: int | None = None,
-    device: str = "auto",
-    weights: Weights = "fp32",
-    compile: bool = False,
-    out: Path | None = None,
-) -> None:
-    """Continue a prompt, byte by byte, to the terminal or a file.
-
-    Args:
-        model: Run or model folder.
-        prompt: Text to continue.
-        prompt_file: File whose content to continue.
-        max_bytes: Write at most so many bytes.
-        temperature: Divide logits by it: below 1 safer, above 1 wilder, 0 always the likeliest byte.
-        top_k: Draw among the so many likeliest bytes.
-        top_p: Draw among the likeliest bytes that together have this probability.
-        min_p: Draw among bytes at least this share as likely as the likeliest.
-        repetition_penalty: Divide the logits of bytes that have occurred by it (1: off).
-        seed: The same seed gives the same bytes.
-        stop: End after any of these texts was written.
-        valid_utf8: Write only whole UTF-8 characters.
-        echo: Write the prompt before its continuation.
-        modality: What the prompt is marked as; default: what the model learned, text first.
-        context: Ids that the model sees at once; default: as trained.
-        device: Where to run: "cpu", "cuda", or "auto" for CUDA where there is one.
-        weights: Type of the weights: bf16 and int8 are smaller and faster, and cost a little (docs/performance.md).
-        compile: Compile the model first: half a minute, then two to four times as fast on a CPU.
-        out: Write to this file instead of stdout.
-    """
-    if prompt is not None and prompt_file is not None:
-        raise UsageError("--prompt and --prompt-file are two prompts; give one")
-    text = prompt_file.read_bytes() if prompt_file else (prompt or "").encode("utf-8", "surrogateescape")
-    network = quantize(load(model, device), weights)
-    if compile and not can_compile(network.starts[0].device):
+    """Runs the command. The run itself says how media are read by default: the options are parsed again with that."""
+    options = parse(Options, argv, "generate")
+    run = read_run(options.model)
+    options = parse(Options, argv, "generate", replace(options, media=media_from_dict(run.get("media") or {})))
+    network = quantize(load(options.model, options.device), options.weights)
+    if options.compile and not can_compile(network.starts[0].device):
         raise UsageError("--compile needs g++ and Python's headers, and torch.compile does not work here; leave it out")
-    learned = read_run(model).get("modalities") or ["text"]
-    modality = modality or ("text" if "text" in learned else learned[0])
     try:
         sampling = SamplingConfig(
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
+            repetition_penalty=options.repetition_penalty,
         )
-        steps = stream(
-            network,
-            [text],
-            max_bytes=max_bytes,
-            sampling=sampling,
-            seed=seed,
-            stop=[end.encode() for end in stop],
-            valid_utf8=valid_utf8,
-            modality=modality,
-            max_context=context,
-            compiled=compile,
-        )
+        learned = learned_modalities(network.config, run)
+        prompt = read_prompt(options, learned, network.config)
+        beginning, left_out = cut(prompt, options.prompt_share, network.config)
+        shared = {
+            "sampling": sampling,
+            "seed": options.seed,
+            "valid_utf8": options.valid_utf8,
+            "max_context": options.context,
+            "compiled": options.compile,
+        }
+        if options.follow is None and not network.config.embedder.streams and is_text(prompt):
+            continue_text(network, beginning.segments[0], left_out, options, shared)
+        else:
+            follow = options.follow if options.follow is not None else learned if len(prompt.segments) > 1 else ()
+            continue_document(network, beginning, left_out, follow, options, shared)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    head = text if echo else b""
-    if out is not None:
-        write_atomically(out, head + bytes(value for step in steps for _, value in step))
+
+
+def learned_modalities(config: ModelConfig, run: Mapping[str, Any]) -> list[str]:
+    """What a model knows: the modalities or streams that it tells apart, else those that its run names, else text."""
+    apart = [modality.name for modality in config.modalities] or [stream.name for stream in config.embedder.streams]
+    return apart or run.get("modalities") or ["text"]
+
+
+def is_plain(modality: str) -> bool:
+    """Whether the data of a modality are the file itself: text and bytes."""
+    return modality in codecs.MARKS and hasattr(codecs.by_modality(modality), "FILE_IS_PAYLOAD")
+
+
+def is_text(document: Document) -> bool:
+    """Whether a document is one part, of text or bytes."""
+    return len(document.segments) == 1 and is_plain(document.segments[0].modality)
+
+
+# -- the prompt --------------------------------------------------------------------------------------------------------
+
+
+def read_prompt(options: Options, learned: Sequence[str], config: ModelConfig) -> Document:
+    """The prompt as a document; where there is none, what opens the modality that is wanted.
+
+    Raises:
+        UsageError: there are two, or the model learned nothing like the file.
+        DataError: the file cannot be read.
+        ValueError: a modality or a size makes no sense.
+    """
+    usual = options.modality or ("text" if "text" in learned else learned[0])
+    if options.prompt is not None and options.prompt_file is not None:
+        raise UsageError("--prompt and --prompt-file are two prompts; give one")
+    if options.size is not None and (options.prompt is not None or options.prompt_file is not None):
+        raise UsageError("--size is for what has no prompt; a prompt has its own size")
+    if options.prompt_file is not None:
+        return read_file(options.prompt_file, options, learned, usual)
+    if options.prompt is None and config.embedder.streams:
+        return Document(segments=())
+    data = (options.prompt or "").encode("utf-8", "surrogateescape")
+    header = b"" if options.size is None else sized_header(usual, options.size, options.media)
+    return Document(segments=(Segment(modality=usual, data=np.frombuffer(data, np.uint8), header=header),))
+
+
+def read_file(path: Path, options: Options, learned: Sequence[str], usual: str) -> Document:
+    """A file as a prompt: as what it is, if the model learned that, else as text or bytes."""
+    if options.modality is None and is_manifest(path):
+        return Corpus.from_paths(path, media=options.media)[0]
+    modality = options.modality or codecs.for_path(path).MODALITY
+    if options.modality is None and modality not in learned:
+        instead = usual if is_plain(modality) else "bytes"
+        if instead not in learned or not is_plain(instead):
+            raise UsageError(
+                f"{path} is of modality {modality} and the model learned {', '.join(learned)}; give a file of that, "
+                f"or say --modality to have it taken as something else"
+            )
+        modality = instead
+    if not is_plain(modality):
+        return codecs.read(path, modality, options.media)
+    return Document(segments=(Segment(modality=modality, data=np.frombuffer(path.read_bytes(), np.uint8)),))
+
+
+def sized_header(modality: str, size: str, media: MediaConfig) -> bytes:
+    """The header of a picture or video of a size such as "32x24", with the channels and scan of the run's."""
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size)
+    if found is None or modality not in ("image", "video"):
+        raise UsageError(f"--size is {size!r} for modality {modality}; say WIDTHxHEIGHT, and --modality image or video")
+    width, height = map(int, found.groups())
+    config = getattr(media, modality)
+    channels = config.shape[2] if config.shape else 1 if config.channels == "grey" else 3
+    if modality == "image":
+        return image.pack_header(height, width, channels, config.side)
+    return video.pack_header(height, width, channels, config.rate or config.raw_rate or video.USUAL_RATE, config.side)
+
+
+def cut(prompt: Document, share: float | None, config: ModelConfig) -> tuple[Document, int]:
+    """The prompt with a share of its last part, or of each stream that a fused model predicts, and what is left out.
+
+    By default half of what is whole already: of a picture, and of streams.
+    """
+    if share is not None and not 0 <= share <= 1:
+        raise UsageError(f"--prompt-share is {share}; it must be from 0 to 1")
+    predicted, last = predicted_streams(config), len(prompt.segments) - 1
+    segments, left_out = [], 0
+    for i, segment in enumerate(prompt.segments):
+        size = len(segment.data)
+        if size and (segment.modality in predicted if predicted else i == last):
+            whole = bool(predicted) or size == size_of(segment)
+            kept = int(size * (share if share is not None else 0.5 if whole else 1.0))
+            segment = replace(segment, data=segment.data[: kept - kept % unit_of(segment)])
+        segments.append(segment)
+        left_out += size - len(segment.data)
+    return replace(prompt, segments=tuple(segments)), left_out
+
+
+def predicted_streams(config: ModelConfig) -> list[str]:
+    """The streams that a fused model writes; none of another model."""
+    return [stream.name for stream in config.embedder.streams if stream.role == "predicted"]
+
+
+def size_of(segment: Segment) -> int | None:
+    """How many ids of data the header of a segment asks for, if it says that."""
+    return codecs.payload_size(segment.modality, segment.header) if segment.modality in codecs.MARKS else None
+
+
+def unit_of(segment: Segment) -> int:
+    """Ids of data that belong together: a frame, or a sample of all channels."""
+    codec = codecs.by_modality(segment.modality) if segment.modality in codecs.MARKS else None
+    return codec.unit_size(segment.header) if hasattr(codec, "unit_size") else 1
+
+
+# -- what is written ---------------------------------------------------------------------------------------------------
+
+
+def continue_text(
+    network: Multiscale, prompt: Segment, left_out: int, options: Options, shared: Mapping[str, Any]
+) -> None:
+    """Goes on with text or bytes, as they come."""
+    if options.seconds is not None:
+        raise UsageError(f"--seconds is for sound and video, and the prompt is {prompt.modality}; say --max-bytes")
+    steps = stream(
+        network,
+        [Document(segments=(prompt,))],
+        max_bytes=options.max_bytes if options.max_bytes is not None else left_out or USUAL_BYTES,
+        stop=[end.encode() for end in options.stop],
+        **shared,
+    )
+    head = prompt.data.tobytes() if options.echo else b""
+    if options.out is not None:
+        write_atomically(options.out, head + bytes(value for step in steps for _, value in step))
         return
     sys.stdout.buffer.write(head)
     sys.stdout.buffer.flush()
@@ -103,3 +263,83 @@ def run(
         sys.stdout.buffer.flush()
     if sys.stdout.isatty() and last != b"\n":
         print()
+
+
+def continue_document(
+    network: Multiscale,
+    prompt: Document,
+    left_out: int,
+    follow: Sequence[str],
+    options: Options,
+    shared: Mapping[str, Any],
+) -> None:
+    """Goes on with a document of any modality, and writes it to a file, or to several."""
+    if options.stop:
+        raise UsageError("--stop is for text by itself; leave it out")
+    streams = [stream.name for stream in network.config.embedder.streams]
+    names = [segment.modality for segment in prompt.segments] + list(streams or follow)
+    if options.out is None and not all(map(is_plain, names)):
+        raise UsageError(f"--out is needed: {', '.join(sorted(set(names)))} cannot be shown in a terminal")
+    if options.out is not None and len(names) == 1 and prompt.segments[0].header:
+        content_of(prompt.segments[0], options.out.suffix)  # refuses a suffix now and not after the work
+    prompt = prompt if streams else with_header(network, prompt, shared)
+    limit = max_bytes(prompt, left_out, follow, options, network.config)
+    exact = limit if options.seconds is not None else 0
+    found = generate_documents(network, prompt, max_bytes=limit, min_bytes=exact, modalities=follow, **shared)
+    segments = cast(Document, found).segments
+    suffix = options.out.suffix if options.out is not None and len(segments) == 1 else ""
+    try:
+        contents = [content_of(segment, suffix) for segment in segments]
+    except ValueError as error:
+        raise DataError(f"what the model wrote is no file: {error}; try another --seed, or a prompt") from error
+    if options.out is None:
+        sys.stdout.buffer.write(b"".join(contents))
+    elif len(contents) == 1:
+        write_atomically(options.out, contents[0])
+    else:
+        paths = []
+        for i, (segment, content) in enumerate(zip(segments, contents, strict=True)):
+            suffix = codecs.by_modality(segment.modality).FILE_SUFFIX if segment.modality in codecs.MARKS else ".npy"
+            paths.append(options.out.with_name(f"{options.out.name}.{i}{suffix}"))
+            write_atomically(paths[-1], content)
+        note(f"{len(paths)} parts: {', '.join(map(str, paths))}")
+
+
+def with_header(network: Multiscale, prompt: Document, shared: Mapping[str, Any]) -> Document:
+    """The prompt, whose last part gets a header of the model's own if it lacks one. Raises DataError if senseless."""
+    prompt = cast(Document, generate_documents(network, prompt, max_bytes=0, modalities=(), **shared))
+    try:
+        size_of(prompt.segments[-1])
+        unit_of(prompt.segments[-1])
+    except ValueError as error:
+        raise DataError(f"the model wrote no header: {error}; try another --seed, or --size or a prompt") from error
+    return prompt
+
+
+def max_bytes(prompt: Document, left_out: int, follow: Sequence[str], options: Options, config: ModelConfig) -> int:
+    """How much to write: what is asked for, else what is lacking, else as much as is usual."""
+    last = prompt.segments[-1] if prompt.segments else None
+    if options.seconds is not None:
+        if last is None or last.modality not in ("audio", "video") or config.embedder.streams:
+            raise UsageError("--seconds is for sound and video by themselves; say --max-bytes")
+        header = last.header
+        rate = audio.unpack_header(header)[0] if last.modality == "audio" else video.unpack_header(header)[3]
+        return round(options.seconds * rate) * unit_of(last)
+    if options.max_bytes is not None:
+        return options.max_bytes
+    if config.embedder.streams:  # what is given says where the end is, if anything is
+        given = [len(part.data) for part in prompt.segments if part.modality not in predicted_streams(config)]
+        return config.span(0) * max(given) if any(given) else left_out or config.context
+    if left_out or last is None:
+        return left_out or USUAL_BYTES
+    lacking = (size_of(last) or 0) - len(last.data)
+    return max(lacking, 0) + (USUAL_BYTES if follow or lacking <= 0 else 0)
+
+
+def content_of(segment: Segment, suffix: str) -> bytes:
+    """A part as the content of a file; tokens, which have no codec here, as a numpy array."""
+    if segment.modality in codecs.MARKS:
+        return codecs.by_modality(segment.modality).decode(segment, suffix)
+    file = io.BytesIO()
+    np.save(file, segment.data, allow_pickle=False)
+    return file.getvalue()

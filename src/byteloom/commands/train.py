@@ -7,8 +7,10 @@ from typing import Annotated
 import tyro
 
 from byteloom import recipes
+from byteloom.codecs import MediaConfig
 from byteloom.commands import UsageError, parse, write_report
 from byteloom.models.config import ModelConfig
+from byteloom.train.data import check_mixture, settle_media
 from byteloom.train.loop import RunConfig, TrainConfig, train
 from byteloom.train.optim import OptimConfig
 
@@ -29,12 +31,13 @@ class Options:
     resume: bool = False
     """Go on from the last checkpoint in --out, or begin where there is none."""
     init: Path | None = None
-    """Begin with the weights of this run or model folder."""
+    """Begin with the weights of this run or model folder, which may know other modalities."""
     json: str | None = None
     """Write the final numbers as JSON to this file, or to stdout with "-"."""
     train: Annotated[TrainConfig, tyro.conf.arg(name="")]
     optim: OptimConfig
     model: ModelConfig
+    media: Annotated[MediaConfig, tyro.conf.arg(name="")]
 
 
 def main(argv: list[str]) -> None:
@@ -49,15 +52,25 @@ def main(argv: list[str]) -> None:
     except ValueError as error:
         raise UsageError(str(error)) from None
     defaults = Options(
-        data=(), out=Path("runs") / name, model=config.model, optim=config.optim, train=without_budget(config, argv)
+        data=(),
+        out=Path("runs") / name,
+        model=config.model,
+        optim=config.optim,
+        train=without_budget(config, argv),
+        media=config.media,
     )
     if asks_help:
         print(f"RECIPE is one of {names}; shown are the defaults of {name}.\n")
     options = parse(Options, [arg for arg in argv if arg != name or argv.index(arg)], f"train {name}", defaults)
     if not options.data:
         raise UsageError("name the data to learn from: --data FILE_OR_FOLDER ...")
+    settle_media([*options.data, *options.valid], options.media, config.media)  # or what was asked would go unheard
+    try:
+        check_mixture(options.train.mixture, len(options.data))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     result = train(
-        RunConfig(model=options.model, optim=options.optim, train=options.train),
+        RunConfig(model=options.model, optim=options.optim, train=options.train, media=options.media),
         list(options.data),
         options.out,
         valid=list(options.valid) or None,

@@ -4,17 +4,21 @@
 together); `Expander` hands each child its share of what the parent found. Both cost about one matrix a patch.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, cast
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from byteloom.layers.linear import Linear
 from byteloom.layers.transformer import make_norm
+from byteloom.losses import VOCABULARY
 
 Expand = Literal["linear", "slice"]
+Pooling = Literal["concat", "attention"]
 PatchNorm = Literal["none", "rms", "layer"]
 
 
@@ -34,6 +38,9 @@ class PatchConfig:
     """Added to the variance in these norms."""
     conv_kernels: tuple[int, ...] = ()
     """Causal convolutions over the byte vectors before they are cut into patches; the paper has 3, 5, 7."""
+    offsets: tuple[int, ...] = ()
+    """How many positions back there are others whose bytes are read too, beside those of the last one: in pictures such
+    as the pixel above (2 and more)."""
     embed_bias: bool = False
     """A bias in the projection."""
     expand: Expand = "linear"
@@ -50,6 +57,8 @@ class PatchConfig:
             raise ValueError(f"{name}.embed_dim is {self.embed_dim}; it must be at least 1")
         if any(kernel < 1 for kernel in self.conv_kernels):
             raise ValueError(f"{name}.conv_kernels is {self.conv_kernels}; each must be at least 1")
+        if any(offset < 2 for offset in self.offsets):
+            raise ValueError(f"{name}.offsets is {self.offsets}; each must be at least 2: the last is always read")
         if self.expand == "slice" and self.patch_size and dim % self.patch_size:
             raise ValueError(f'{name}.expand "slice" needs patch_size {self.patch_size} to divide dim {dim}')
         if self.projection is False and self.patch_norm != "none":
@@ -58,30 +67,127 @@ class PatchConfig:
             raise ValueError(f"{name}.embed_bias is the projection's; it needs projection to be True")
 
 
+class AttentionPool(nn.Module):
+    """A patch's byte vectors to a few, each what one trained query finds among them: (N, P, E) -> (N, Q * E)."""
+
+    NUM_QUERIES = 4
+
+    def __init__(self, span: int, dim: int):
+        super().__init__()
+        self.places = nn.Parameter(torch.empty(span, dim))  # or the order of the bytes would be lost
+        self.queries = nn.Parameter(torch.empty(self.NUM_QUERIES, dim))
+        self.project_key, self.project_value = Linear(dim, dim, bias=False), Linear(dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., P, E) -> (..., Q * E)."""
+        x = x + self.places.to(x.dtype)
+        scores = self.queries.to(x.dtype) @ self.project_key(x).transpose(-2, -1) * x.shape[-1] ** -0.5  # (..., Q, P)
+        return (scores.softmax(-1).to(x.dtype) @ self.project_value(x)).flatten(-2)
+
+
 class PatchEmbedder(nn.Module):
     """Bytes to vectors, one a patch: a table, causal convolutions (optional), concatenation, projection (optional).
 
-    Without a projection the concatenation is the patch vector, as in the paper (section 2.1, equation 2).
+    Without a projection the concatenation is the patch vector, as in the paper (section 2.1, equation 2). Where a patch
+    has several bytes, `pooling` "attention" takes the place of the concatenation, and `bottleneck` is a narrower layer
+    before the projection.
     """
 
-    def __init__(self, config: PatchConfig, *, vocab_size: int, span: int, embed_dim: int, dim: int, projection: bool):
+    def __init__(
+        self,
+        config: PatchConfig,
+        *,
+        vocab_size: int,
+        span: int,
+        embed_dim: int,
+        dim: int,
+        projection: bool,
+        bottleneck: int | None = None,
+        pooling: Pooling = "concat",
+        dropout: float = 0.0,
+        of_bytes: bool = True,
+    ):
         super().__init__()
+        self.of_bytes = of_bytes  # whether the first rows of its table are those of bytes
         self.span = span
         self.table = nn.Embedding(vocab_size, embed_dim)
         convolutions = (nn.Conv1d(embed_dim, embed_dim, kernel) for kernel in config.conv_kernels)
         self.convolutions = cast(list[nn.Conv1d], nn.ModuleList(convolutions))
-        self.halo = sum(kernel - 1 for kernel in config.conv_kernels)
+        self.reach = sum(kernel - 1 for kernel in config.conv_kernels)
+        self.offsets = config.offsets
+        self.halo = max(self.reach, (max(self.offsets, default=1) - 1) * span)
+        width, self.pool, self.project_down = span * embed_dim, None, None
+        if pooling == "attention" and span > 1:
+            self.pool = AttentionPool(span, embed_dim)
+            width = AttentionPool.NUM_QUERIES * embed_dim
         self.norm_in, self.norm_out = nn.Identity(), nn.Identity()
         if config.patch_norm != "none":
-            self.norm_in = make_norm(config.patch_norm, span * embed_dim, config.patch_norm_eps)
+            self.norm_in = make_norm(config.patch_norm, width, config.patch_norm_eps)
             self.norm_out = make_norm(config.patch_norm, dim, config.patch_norm_eps)
-        self.project = Linear(span * embed_dim, dim, bias=config.embed_bias) if projection else nn.Identity()
+        if bottleneck is not None and span > 1:
+            self.project_down, width = Linear(width, bottleneck, bias=False), bottleneck
+        self.project = Linear(width, dim, bias=config.embed_bias) if projection else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        if self.offsets and span == 1:
+            self.others = nn.Embedding(vocab_size * len(self.offsets), dim)
+        elif self.offsets:
+            self.project_others = Linear(len(self.offsets) * span * embed_dim, dim, bias=False)
 
-    def forward(self, ids: Tensor, halo: int = 0, real: Tensor | None = None) -> Tensor:
+    @torch.no_grad()
+    def init_bytes(self, std: float, waves: float | None) -> None:
+        """Scale vectors that are summed to the length of one, and with `waves` draw those of bytes anew.
+
+        Then channel i of byte v is sqrt(2) std cos(2 pi (f_i v / 256 + phase_i)), with frequencies between a quarter and
+        `waves`, even on a log scale: near values begin as near vectors, and are still told apart.
+        """
+        scale = len(self.offsets) ** -0.5 if self.offsets else 1.0
+        tables = [(self.table.weight, 1, 1.0)]
+        if self.offsets and self.span == 1:
+            self.others.weight.mul_(scale)
+            tables.append((self.others.weight, len(self.offsets), scale))
+        for weight, count, length in tables if waves is not None and self.of_bytes else ():
+            for rows in weight.unflatten(0, (count, -1)):
+                shape = rows.shape[1:]
+                frequencies = torch.exp(torch.rand(shape, device=rows.device) * math.log(waves / 0.25)) * 0.25
+                values = torch.arange(VOCABULARY.num_bytes, device=rows.device).unsqueeze(-1) / VOCABULARY.num_bytes
+                phases = torch.rand(shape, device=rows.device)
+                rows[: VOCABULARY.num_bytes] = (
+                    2**0.5 * std * length * torch.cos(2 * math.pi * (frequencies * values + phases))
+                )
+
+    @property
+    def matrices(self) -> list[nn.Module]:
+        """What a patch is multiplied with after its bytes were looked up."""
+        others = self.project_others if self.offsets and self.span > 1 else None
+        return [module for module in (self.pool, self.project_down, self.project, others) if module is not None]
+
+    @property
+    def products(self) -> int:
+        """Multiplications a patch, convolutions left out."""
+        layers = [layer for layer in (self.project_down, self.project) if isinstance(layer, nn.Linear)]
+        layers += [self.project_others] if self.offsets and self.span > 1 else []
+        size = self.table.embedding_dim
+        pooled = 0 if self.pool is None else 2 * self.span * size * (size + AttentionPool.NUM_QUERIES)
+        return pooled + sum(layer.in_features * layer.out_features for layer in layers)
+
+    def forward(
+        self,
+        ids: Tensor,
+        halo: int = 0,
+        real: Tensor | None = None,
+        kinds: Tensor | None = None,
+        since: Tensor | None = None,
+        others: Tensor | None = None,
+    ) -> Tensor:
         """ids (B, halo + K * span) -> (B, K, D). The first `halo` bytes are only read by the convolutions.
 
-        `real` (B, halo + K * span) is False where the sequence has not begun yet.
+        `real` (B, halo + K * span) is False where the sequence has not begun yet. `others` are those of
+        `gather_others`, where ids do not reach back so far. The rest is for embedders that tell modalities apart.
         """
+        if self.offsets and others is None:
+            others = self.gather_others(ids, halo, real)
+        skipped = max(halo - self.reach, 0)
+        ids, halo, real = ids[:, skipped:], halo - skipped, None if real is None else real[:, skipped:]
         x = self.table(ids)
         for convolution in self.convolutions:
             if real is not None:
@@ -89,8 +195,32 @@ class PatchEmbedder(nn.Module):
             # Causal: padded on the left only, so that byte t reads bytes up to t (the paper's section 2.3.1).
             before = convolution.kernel_size[0] - 1
             x = x + F.gelu(convolution(F.pad(x.transpose(1, 2), (before, 0)))).transpose(1, 2)
-        x = rearrange(x[:, halo:], "b (k p) e -> b k (p e)", p=self.span)
-        return self.norm_out(self.project(self.norm_in(x)))
+        x = rearrange(x[:, halo:], "b (k p) e -> b k p e", p=self.span)
+        x = self.norm_in(x.flatten(-2) if self.pool is None else self.pool(x))
+        x = self.norm_out(self.project(x if self.project_down is None else self.project_down(x)))
+        return self.dropout(x if others is None else x + self.embed_others(others))
+
+    def gather_others(self, ids: Tensor, halo: int, real: Tensor | None) -> Tensor:
+        """The ids that stand `offsets` back of each patch, (B, K, offsets, P); PAD where there are none yet."""
+        if real is not None:
+            ids = ids.masked_fill(~real, VOCABULARY.pad_id)
+        length = ids.shape[1] - halo
+        ids = F.pad(ids, (max(self.halo - halo, 0), 0), value=VOCABULARY.pad_id)
+        end = ids.shape[1]
+        backs = [(offset - 1) * self.span for offset in self.offsets]
+        return rearrange(
+            torch.stack([ids[:, end - length - back : end - back] for back in backs]),
+            "o b (k p) -> b k o p",
+            p=self.span,
+        )
+
+    def embed_others(self, others: Tensor) -> Tensor:
+        """(B, K, offsets, P) -> (B, K, D)."""
+        if self.span > 1:
+            return self.project_others(self.table(others).flatten(2))
+        rows = self.others.num_embeddings // len(self.offsets)
+        places = others.squeeze(-1) + rows * torch.arange(len(self.offsets), device=others.device)  # (B, K, offsets)
+        return F.embedding_bag(places.flatten(0, 1), self.others.weight, mode="sum").view(*places.shape[:2], -1)
 
 
 class Expander(nn.Module):

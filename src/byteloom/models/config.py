@@ -3,11 +3,42 @@
 Stage 0 is the coarsest. One position of stage s stands for `span` bytes, the product of the patch sizes from s on.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
+from typing import Literal
 
+from byteloom.layers.continuous import InputConfig
+from byteloom.layers.modalities import EmbedderConfig, Kind
 from byteloom.layers.patching import PatchConfig
 from byteloom.layers.transformer import BlockConfig
+from byteloom.losses import VOCABULARY
+
+NONE = Kind("none")
+"""What stands before the first mark of a document."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModalityConfig:
+    """One modality that a model tells apart."""
+
+    name: str
+    """The modality of its segments."""
+    mark: int
+    """The id that opens its segments."""
+    first_id: int = 0
+    """The first id of its data: 0 for bytes, the block of its vocabulary for tokens."""
+    num_ids: int = VOCABULARY.num_bytes
+    """How many ids its data have."""
+
+    def __post_init__(self) -> None:
+        if not VOCABULARY.first_mark <= self.mark < VOCABULARY.end_of_marks:
+            raise ValueError(f"ModalityConfig.mark of {self.name} is {self.mark}; it must be from 259 to 303")
+        outside = self.first_id >= VOCABULARY.end_of_reserved or self.first_id + self.num_ids <= VOCABULARY.num_bytes
+        if self.first_id < 0 or self.num_ids < 1 or not outside:
+            raise ValueError(
+                f"ModalityConfig.first_id and num_ids of {self.name} are {self.first_id} and {self.num_ids}; "
+                "data are bytes (0 to 255) or tokens (320 and more)"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +75,25 @@ class ModelConfig:
     """Squash logits softly into (-cap, cap): cap * tanh(logits / cap)."""
     init_std: float = 0.02
     """Standard deviation of the truncated normal that weights start from, cut at 2 sigma (paper: 0.006)."""
+    init_waves: float | None = None
+    """Vectors of bytes start as waves over their value, of up to so many periods: for samples, where near values mean
+    nearly the same. None: at random."""
+    modalities: tuple[ModalityConfig, ...] = ()
+    """The modalities that it tells apart; none: every position is treated alike."""
+    embedder: EmbedderConfig = field(default_factory=EmbedderConfig)
+    """How patches of different modalities, or of several streams, become vectors."""
+    heads: Literal["shared", "by_modality"] = "shared"
+    """One head over all ids, or one for each modality over the ids of its data and the reserved ones alone."""
+    inputs: tuple[InputConfig, ...] = ()
+    """Continuous inputs that the coarsest stage can read before the bytes."""
     late_parent: bool = False
     """Add a parent's vector one position late, and predict a patch's first byte from the patch before, as
     megabyte-pytorch does. For imported weights only: it hides the newest patch from that byte."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.stages, tuple):
-            object.__setattr__(self, "stages", tuple(self.stages))
+        for name in ("stages", "modalities", "inputs"):
+            if not isinstance(getattr(self, name), tuple):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.stages:
             raise ValueError("ModelConfig.stages is empty; a model has at least one stage")
         *coarse, finest = self.stages
@@ -70,6 +113,9 @@ class ModelConfig:
                 )
             if stage.has_table and stage.max_positions is None and not isolated:
                 raise ValueError(f'ModelConfig.stages[{i}].max_positions must be set for position "learned"')
+            reshaped = self.span(i) > 1 and (self.embedder.bottleneck or self.embedder.pooling == "attention")
+            if stage.projection is False and reshaped:
+                raise ValueError(f"ModelConfig.stages[{i}].projection is off, but the embedder's options need it")
             if self.projection(i) is False and self.embed_dim(i) * self.span(i) != stage.dim:
                 raise ValueError(
                     f"ModelConfig.stages[{i}] has no projection, so {self.span(i)} bytes x embed_dim "
@@ -85,12 +131,62 @@ class ModelConfig:
             raise ValueError(f"ModelConfig.logit_cap is {self.logit_cap}; it must be above 0, or None")
         if self.init_std <= 0:
             raise ValueError(f"ModelConfig.init_std is {self.init_std}; it must be above 0")
+        if self.init_waves is not None and not self.init_waves > 0:
+            raise ValueError(f"ModelConfig.init_waves is {self.init_waves}; it must be above 0, or None")
         if self.late_parent and (len(self.stages) == 1 or any(s.window or s.cross_patch for s in self.stages[1:])):
             raise ValueError("ModelConfig.late_parent needs two stages or more, with isolated patches")
+        self.check_modalities()
         if self.max_length is not None and self.context > self.max_length:
             raise ValueError(
                 f"ModelConfig.context is {self.context}, but the learned positions end at {self.max_length} bytes"
             )
+
+    def check_modalities(self) -> None:
+        """Raise ValueError, naming the field, where modalities, embedder and heads do not fit each other."""
+        kind, streams = self.embedder.kind, self.embedder.streams
+        for field_name in ("name", "mark"):
+            values = [getattr(modality, field_name) for modality in self.modalities]
+            if len(set(values)) < len(values):
+                raise ValueError(f"ModelConfig.modalities has two of the same {field_name}")
+        if kind in ("specific", "universal") and not self.modalities:
+            raise ValueError(f'ModelConfig.modalities is empty; embedder.kind "{kind}" needs at least one')
+        if self.heads == "by_modality" and not self.kinds:
+            raise ValueError('ModelConfig.heads "by_modality" needs modalities, or the streams of a fused model')
+        needed = max(
+            [VOCABULARY.end_of_reserved if self.kinds else 0, *(m.first_id + m.num_ids for m in self.modalities)]
+        )
+        if self.vocab_size < needed:
+            raise ValueError(f"ModelConfig.vocab_size is {self.vocab_size}; its modalities need {needed}")
+        if kind == "specific" and self.tied_head and self.heads == "shared":
+            raise ValueError('ModelConfig.tied_head with embedder.kind "specific" needs heads "by_modality"')
+        if self.kinds and self.late_parent:
+            raise ValueError("ModelConfig.late_parent is for imported weights, which know no modalities or streams")
+        if kind != "fusion":
+            return
+        if self.modalities:
+            raise ValueError('ModelConfig.modalities and embedder.kind "fusion" exclude each other; name its streams')
+        if len(self.stages) == 1 or self.span(0) != sum(stream.size for stream in streams):
+            raise ValueError(
+                f"EmbedderConfig.streams have {sum(stream.size for stream in streams)} bytes a patch, and a position "
+                f"of ModelConfig.stages[0] stands for {self.span(0)}; they must be equal, in two stages or more"
+            )
+        for i, stage in enumerate(self.stages):
+            for name in ("conv_kernels", "offsets"):
+                if getattr(stage, name):
+                    raise ValueError(f"ModelConfig.stages[{i}].{name} are for one stream; a fused model has several")
+            if i and any(stream.size % self.span(i) for stream in streams):
+                raise ValueError(f"EmbedderConfig.streams must have sizes that are multiples of {self.span(i)}")
+        if self.tied_head and self.heads == "shared":
+            raise ValueError('ModelConfig.tied_head with embedder.kind "fusion" needs heads "by_modality"')
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What is embedded and predicted apart: the streams of a fused model, or "none" and the modalities."""
+        if self.embedder.streams:
+            return tuple(Kind(stream.name) for stream in self.embedder.streams)
+        if not self.modalities:
+            return ()
+        return (NONE, *(Kind(modality.name, modality.first_id, modality.num_ids) for modality in self.modalities))
 
     def span(self, stage: int) -> int:
         """Bytes that one position of this stage stands for."""
@@ -110,6 +206,8 @@ class ModelConfig:
         config = self.stages[stage]
         if config.projection is not None:
             return config.projection
+        if self.span(stage) > 1 and (self.embedder.bottleneck or self.embedder.pooling == "attention"):
+            return True
         return config.patch_norm != "none" or self.embed_dim(stage) * self.span(stage) != config.dim
 
     @property

@@ -7,15 +7,17 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from byteloom.layers.modalities import Tagged
 from byteloom.layers.state import Past, StackState
 from byteloom.layers.transformer import autocast_dtype
+from byteloom.losses import VOCABULARY
 
 if TYPE_CHECKING:
     from byteloom.models.multiscale import Multiscale
@@ -41,6 +43,14 @@ class State:
     """For each stage but the coarsest, (B, P, D): what the current parent gives to each of its children."""
     logits: Tensor
     """(B, V), of each row's next byte."""
+    kinds: Tensor | None = None
+    """(B, max_length + 1), the kind in force before each position up to the next one; None where there is one kind."""
+    since: Tensor | None = None
+    """(B, max_length + 1), how much of its segment's data stands before each of them."""
+    first_mark: Tensor | None = None
+    """(B,), the mark in force before the first byte; None: none."""
+    prefix: Tensor | None = None
+    """(B, K, D), what the coarsest stage read before the first byte."""
     compiled: bool = False
     """Whether a stage that all rows enter together runs as one compiled function."""
     runs: "list[Run]" = field(default_factory=list)
@@ -48,7 +58,21 @@ class State:
 
     def tensors(self) -> list[Tensor]:
         """All of them that are on the device."""
-        return [self.ids, self.logits, *self.parents, *(x for stack in self.stacks for x in stack.tensors())]
+        tags = [x for x in (self.kinds, self.since) if x is not None]
+        return [self.ids, self.logits, *tags, *self.parents, *(x for stack in self.stacks for x in stack.tensors())]
+
+    @property
+    def offset(self) -> int:
+        """Positions of the coarsest stage that stand before that of the first byte."""
+        return 0 if self.prefix is None else self.prefix.shape[1]
+
+    def tagged(self, change: Callable[[Tensor], Tensor]) -> Tagged:
+        """Ids and tags, each as `change` picks from (B, max_length) and (B, max_length + 1)."""
+        return Tagged(self.ids, self.kinds, self.since).map(change)
+
+    def next_kinds(self, positions: Tensor) -> Tensor | None:
+        """(B,), the kind of what comes at these positions (B,), one for each row."""
+        return None if self.kinds is None else self.kinds.gather(1, positions.unsqueeze(1)).squeeze(1)
 
     def select(self, rows: Tensor | Sequence[int]) -> "State":
         """The state of these rows alone, copied: (N,) indices, which may repeat."""
@@ -59,18 +83,31 @@ class State:
             stacks=[stack.select(rows) for stack in self.stacks],
             parents=[parent[rows] for parent in self.parents],
             logits=self.logits[rows],
+            kinds=None if self.kinds is None else self.kinds[rows],
+            since=None if self.since is None else self.since[rows],
+            first_mark=None if self.first_mark is None else self.first_mark[rows],
+            prefix=None if self.prefix is None else self.prefix[rows],
             compiled=self.compiled,
         )
 
 
 @torch.no_grad()
-def start(model: "Multiscale", batch: int, max_length: int | None = None, compiled: bool = False) -> State:
+def start(
+    model: "Multiscale",
+    batch: int,
+    max_length: int | None = None,
+    compiled: bool = False,
+    mark: Tensor | None = None,
+    since: Tensor | None = None,
+    prefix: Tensor | None = None,
+) -> State:
     """A state for `batch` empty rows that take up to `max_length` bytes (default: the config's context).
 
-    Its `logits` (B, V) are those of the first byte. Raises ValueError where learned positions end before.
+    Its `logits` (B, V) are those of the first byte; `mark` and `since` (B,) are those before it, and `prefix` (B, K, D)
+    is what the coarsest stage reads first. Raises ValueError where learned positions end before.
     """
     max_length = model.config.context if max_length is None else max_length
-    model.check_length(max_length)
+    model.check_length(max_length, prefix)
     weight = model.starts[0]
     # On CPUs attention of one query is five times as fast in fp32 as in bf16, so caches stay in fp32 there.
     device, dtype = weight.device, weight.dtype
@@ -79,6 +116,7 @@ def start(model: "Multiscale", batch: int, max_length: int | None = None, compil
     stacks, parents = [], []
     for i, stack in enumerate(model.stacks):
         positions = max_length // model.spans[i] + 1
+        positions += prefix.shape[1] if prefix is not None and i == 0 else 0
         if i:
             siblings = model.config.siblings(i)
             parents.append(torch.zeros(batch, siblings, model.config.stages[i].dim, dtype=dtype, device=device))
@@ -89,8 +127,16 @@ def start(model: "Multiscale", batch: int, max_length: int | None = None, compil
         stacks=stacks,
         parents=parents,
         logits=torch.empty(batch, model.config.vocab_size, device=device),
+        first_mark=mark,
+        prefix=prefix,
         compiled=compiled,
     )
+    if model.config.kinds:
+        tags = model.tag(state.ids.new_zeros(batch, max_length + 1), mark, since)
+        state.kinds, state.since = (x.contiguous() for x in (tags.kinds, tags.since) if x is not None)
+    if prefix is not None:
+        last = torch.full((batch,), prefix.shape[1] - 1, device=device)
+        model.stacks[0].extend(prefix.to(weight.dtype), None, state.stacks[0], last)
     advance(model, state, range(batch))
     return state
 
@@ -110,6 +156,8 @@ def step(model: "Multiscale", ids: Tensor, state: State, rows: Sequence[int] | N
     else:
         places = torch.tensor([[row, lengths[row]] for row in chosen], device=state.ids.device)
         state.ids[places[:, 0], places[:, 1]] = ids
+    if state.kinds is not None and state.since is not None:
+        note_tags(model, ids, state, chosen if rows is not None else None)
     for row in chosen:
         lengths[row] += 1
     state.lengths = torch.tensor(lengths)
@@ -117,6 +165,26 @@ def step(model: "Multiscale", ids: Tensor, state: State, rows: Sequence[int] | N
         finish_late(model, state, chosen)
     advance(model, state, chosen)
     return state.logits
+
+
+def note_tags(model: "Multiscale", ids: Tensor, state: State, rows: Sequence[int] | None) -> None:
+    """What ids (N,), appended to these rows (None: all), say of the positions after them; twin: `Multiscale.tag`."""
+    kinds, since = cast(Tensor, state.kinds), cast(Tensor, state.since)
+    device = ids.device
+    every = torch.arange(kinds.shape[0], device=device) if rows is None else torch.tensor(rows, device=device)
+    at = state.lengths.to(device)[every]
+    structure = (ids >= VOCABULARY.num_bytes) & (ids < VOCABULARY.end_of_reserved)
+    if model.config.embedder.streams:  # kinds follow from the position alone, and PAD may stand for data
+        border = (torch.div(at, model.spans[0], rounding_mode="floor") + 1) * model.spans[0] - at - 1
+        known = since[every, at]
+        following = torch.where(structure & (ids != VOCABULARY.pad_id), -border, known + 1)
+        since[every, at + 1] = following
+        return
+    is_mark = (ids >= VOCABULARY.first_mark) & (ids < VOCABULARY.end_of_marks)
+    named = model.kind_of_mark(device)[torch.where(is_mark, ids, 0)]
+    before = kinds[every, at].masked_fill(ids == VOCABULARY.bos_id, 0)
+    kinds[every, at + 1] = torch.where(is_mark, named, before)
+    since[every, at + 1] = (since[every, at] + 1).masked_fill(structure, 0)
 
 
 def advance(model: "Multiscale", state: State, rows: Sequence[int]) -> None:
@@ -158,12 +226,14 @@ def run(model: "Multiscale", stage: int, rows: Sequence[int], positions: list[in
             x = x + parents[every, torch.tensor(child, device=device)]
     if model.is_late(stage):
         positions = [p + p // siblings for p in positions]  # a patch has one position more
-    h = stack.step(x, positions, state.stacks[stage], some)
+    places = positions if stage else [p + state.offset for p in positions]
+    h = stack.step(x, places, state.stacks[stage], some)
     if stage < len(model.expanders):
         share = model.expanders[stage](h.unsqueeze(1))
         state.parents[stage][where] = share.to(state.parents[stage].dtype)
         return
-    logits = model.logits(h).to(state.logits.dtype)
+    kinds = state.next_kinds(state.lengths.to(device))
+    logits = model.logits(h, None if kinds is None else kinds[where]).to(state.logits.dtype)
     if not late:
         state.logits[where] = logits
         return
@@ -201,18 +271,18 @@ def run_on_device(model: "Multiscale", stage: int, positions: Tensor, state: Sta
     embedder, every = model.embedders[stage], torch.arange(positions.shape[0], device=positions.device)
     back = torch.arange(-embedder.halo - span, 0, device=positions.device)
     places = positions[:, None] * span + back
-    ids = state.ids.gather(1, places.clamp(min=0))
-    content = embedder(ids, embedder.halo, places >= 0).squeeze(1)
+    read = state.tagged(lambda x: x.gather(1, places.clamp(min=0)))
+    content = model.embed(stage, read, embedder.halo, places >= 0).squeeze(1)
     first = positions % siblings == 0 if stack.reach.patch_size is not None else positions == 0
     start = model.starts[stage]
     x = torch.where(first.unsqueeze(-1), start, content.to(start.dtype))
     if siblings:
         x = x + state.parents[stage - 1][every, positions % siblings]
-    h = stack.step_on_device(x, positions, state.stacks[stage])
+    h = stack.step_on_device(x, positions if stage else positions + state.offset, state.stacks[stage])
     if stage < len(model.expanders):
         state.parents[stage].copy_(model.expanders[stage](h.unsqueeze(1)).view_as(state.parents[stage]))
     else:
-        state.logits.copy_(model.logits(h))
+        state.logits.copy_(model.logits(h, state.next_kinds(positions)))
 
 
 def last_content(
@@ -222,13 +292,13 @@ def last_content(
     span, embedder = model.spans[stage], model.embedders[stage]
     begin, end = (positions[0] - 1) * span - embedder.halo, positions[0] * span
     if rows is None and begin >= 0 and min(positions) == max(positions):
-        return embedder(state.ids[:, begin:end], embedder.halo).squeeze(1)
+        return model.embed(stage, state.tagged(lambda x: x[:, begin:end]), embedder.halo).squeeze(1)
     device = state.ids.device
     back = torch.arange(-embedder.halo - span, 0, device=device)
     places = torch.tensor(positions, device=device)[:, None] * span + back
     every = torch.arange(len(positions), device=device) if rows is None else rows
-    ids = state.ids[every[:, None], places.clamp(min=0)]
-    return embedder(ids, embedder.halo, places >= 0).squeeze(1)
+    read = state.tagged(lambda x: x[every[:, None], places.clamp(min=0)])
+    return model.embed(stage, read, embedder.halo, places >= 0).squeeze(1)
 
 
 def finish_late(model: "Multiscale", state: State, rows: Sequence[int]) -> None:
@@ -272,9 +342,17 @@ def prefill(
     device, span = state.ids.device, model.spans[0]
     rows, ends = torch.arange(ids.shape[0], device=device), lengths.to(device)
     ids = F.pad(ids, (0, (longest // span + 1) * span - longest))
-    h, _ = model.stacks[0].extend(
-        model.inputs(0, ids, None, 0, ids.shape[1] // span), None, state.stacks[0], ends // span
-    )
+    read = Tagged(ids)
+    if state.kinds is not None and state.since is not None:
+        # What an unread first position says, `start` has noted: the mark and the place before the prompt.
+        read = model.tag(ids, state.first_mark, state.since[:, 0].clone())
+        for known, found in ((state.kinds, read.kinds), (state.since, read.since)):
+            size = min(known.shape[1], longest + 1)
+            known[:, :size] = cast(Tensor, found)[:, :size]
+    x = model.inputs(0, read, None, 0, ids.shape[1] // span)
+    x = x if state.prefix is None else torch.cat((state.prefix.to(x.dtype), x), dim=1)
+    h, _ = model.stacks[0].extend(x, None, state.stacks[0], ends // span + state.offset)
+    h = h[:, state.offset :]
     current = [h[rows, ends // span], *(None for _ in model.stacks[1:])]
     # From the stage after this one on, patches are isolated, so that the last patch is enough.
     connected = max(i for i, stack in enumerate(model.stacks) if i == 0 or not stack.reach.isolated)
@@ -291,7 +369,7 @@ def prefill(
         for i in range(1, connected + 1):
             below = model.expanders[i - 1](below)
             start = begin * span // model.spans[i]
-            x = model.inputs(i, ids, below, start, start + below.shape[1])
+            x = model.inputs(i, read, below, start, start + below.shape[1])
             place = ends // model.spans[i]
             last = place + place // model.config.siblings(i) if model.is_late(i) else place
             below, pasts[i - 1] = model.stacks[i].extend(x, pasts[i - 1], state.stacks[i], last)
@@ -305,21 +383,22 @@ def prefill(
         h = current[i]
         if h is None:
             siblings, place = model.config.siblings(i), ends // model.spans[i]
-            x = patch_inputs(model, i, ids, place // siblings) + state.parents[i - 1]
+            x = patch_inputs(model, i, read, place // siblings) + state.parents[i - 1]
             h, _ = model.stacks[i].extend(x, None, state.stacks[i], place % siblings)
             h = h[rows, place % siblings]
         if i < len(model.expanders):
             share = model.expanders[i](h.unsqueeze(1))
             state.parents[i][:] = share.to(state.parents[i].dtype)
         else:
-            state.logits[:] = model.logits(h).to(state.logits.dtype)
+            state.logits[:] = model.logits(h, state.next_kinds(ends)).to(state.logits.dtype)
     return state.logits
 
 
-def patch_inputs(model: "Multiscale", stage: int, ids: Tensor, patches: Tensor) -> Tensor:
+def patch_inputs(model: "Multiscale", stage: int, read: Tagged, patches: Tensor) -> Tensor:
     """The inputs (B, P, D) of one patch (B,) a row of a stage with isolated patches, without the parent's share."""
     embedder, siblings = model.embedders[stage], model.config.siblings(stage)
     size = model.spans[stage] * siblings
-    places = patches[:, None] * size + torch.arange(-embedder.halo, size, device=ids.device)
-    content = embedder(ids.gather(1, places.clamp(min=0)), embedder.halo, places >= 0)
-    return torch.cat((model.starts[stage].to(content.dtype).expand(ids.shape[0], 1, -1), content[:, :-1]), dim=1)
+    places = patches[:, None] * size + torch.arange(-embedder.halo, size, device=patches.device)
+    part = read.map(lambda x: x.gather(1, places.clamp(min=0)))
+    content = model.embed(stage, part, embedder.halo, places >= 0)
+    return torch.cat((model.starts[stage].to(content.dtype).expand(part.ids.shape[0], 1, -1), content[:, :-1]), dim=1)

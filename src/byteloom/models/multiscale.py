@@ -7,8 +7,8 @@ position of each stage; `step` costs the finest stage's weights per byte and a c
 """
 
 import math
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +16,19 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from byteloom.layers.continuous import UniversalPatchEmbedder
 from byteloom.layers.linear import Linear, multiply
+from byteloom.layers.modalities import Embedder, FusedEmbedder, ModalEmbedder, Tagged, through_kinds
 from byteloom.layers.patching import Expander, PatchEmbedder
 from byteloom.layers.state import Past
 from byteloom.layers.transformer import Stack
-from byteloom.losses import Loss, cross_entropy, summed_loss
+from byteloom.losses import VOCABULARY, Loss, cross_entropy, marks_in_force, places_in_segment, summed_loss
 from byteloom.models import decoding
 from byteloom.models.config import ModelConfig
 from byteloom.models.decoding import State
+
+Inputs = Sequence[tuple[str | int | Tensor, Tensor]]
+"""Continuous inputs: the modality of each, as `UniversalPatchEmbedder` takes it, and its features (B, ...)."""
 
 
 class Multiscale(nn.Module):
@@ -32,7 +37,7 @@ class Multiscale(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.embedders = cast(list[PatchEmbedder], nn.ModuleList())
+        self.embedders = cast(list[Embedder], nn.ModuleList())
         self.stacks = cast(list[Stack], nn.ModuleList())
         self.expanders = cast(list[Expander], nn.ModuleList())
         self.starts = nn.ParameterList()
@@ -40,23 +45,21 @@ class Multiscale(nn.Module):
             siblings = config.siblings(i)
             if siblings and config.late_parent and stage.patch_size is None:
                 siblings += 1  # one more, which predicts the first byte of the next patch
-            self.embedders.append(
-                PatchEmbedder(
-                    stage,
-                    vocab_size=config.vocab_size,
-                    span=config.span(i),
-                    embed_dim=config.embed_dim(i),
-                    dim=stage.dim,
-                    projection=config.projection(i),
-                )
-            )
+            self.embedders.append(make_embedder(config, i))
             self.stacks.append(Stack(stage, siblings or None, stage.cross_patch))
             self.starts.append(nn.Parameter(torch.empty(stage.dim)))
             if stage.patch_size is not None:
                 self.expanders.append(Expander(stage, dim=stage.dim, child_dim=config.stages[i + 1].dim))
-        self.head = None if config.tied_head else Linear(config.stages[-1].dim, config.vocab_size, bias=False)
+        self.head, self.heads = None, None
+        if not config.tied_head and config.heads == "shared":
+            self.head = Linear(config.stages[-1].dim, config.vocab_size, bias=False)
+        elif not config.tied_head:
+            sizes = (kind.rows for kind in config.kinds)
+            self.heads = nn.ModuleList(Linear(config.stages[-1].dim, size, bias=False) for size in sizes)
         self.head_bias = nn.Parameter(torch.empty(config.vocab_size)) if config.head_bias else None
+        self.conditions = UniversalPatchEmbedder(config.inputs, config.stages[0].dim) if config.inputs else None
         self.spans = tuple(config.span(i) for i in range(len(config.stages)))
+        self._kind_of_mark: Tensor | None = None
         self.init_weights()
 
     @torch.no_grad()
@@ -71,6 +74,9 @@ class Multiscale(nn.Module):
                 nn.init.zeros_(parameter)
             else:
                 nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
+        for module in self.modules():
+            if isinstance(module, PatchEmbedder):
+                module.init_bytes(std, self.config.init_waves)
         for stack in self.stacks:
             if stack.config.zero_init:
                 for block in stack.blocks:
@@ -79,82 +85,175 @@ class Multiscale(nn.Module):
 
     # -- all positions at once ---------------------------------------------------------------------------------------
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(
+        self, ids: Tensor, *, mark: Tensor | None = None, since: Tensor | None = None, inputs: Inputs = ()
+    ) -> Tensor:
         """Logits (B, T, V) of ids (B, T): those at t are the distribution of byte t given the bytes before it.
 
-        T = 0 gives (B, 1, V), the distribution of the first byte. Raises ValueError where learned positions end.
+        T = 0 gives (B, 1, V), the distribution of the first byte. Where ids begin inside a document, `mark` (B,) is the
+        mark in force there and `since` (B,) how much of its segment's data came before. `inputs` are continuous inputs
+        that the coarsest stage reads first. Raises ValueError where learned positions end.
         """
         length = max(ids.shape[1], 1)
-        self.check_length(length)
-        return self.logits(self.hidden(ids)[:, :length])
+        prefix = self.prefix(inputs)
+        self.check_length(length, prefix)
+        tagged = self.tag(self.pad(ids), mark, since)
+        h = self.finer(tagged, self.coarsest(tagged, prefix))[:, :length]
+        return self.logits(h, None if tagged.kinds is None else tagged.kinds[:, :length])
 
     def loss(
-        self, ids: Tensor, *, mark: Tensor | None = None, counted: Tensor | None = None, chunk: int | None = None
+        self,
+        ids: Tensor,
+        *,
+        mark: Tensor | None = None,
+        since: Tensor | None = None,
+        counted: Tensor | None = None,
+        chunk: int | None = None,
+        inputs: Inputs = (),
     ) -> Loss:
         """Summed nats of ids (B, T) and what they are a sum over.
 
-        `mark` (B,) is the mark in force before the first position (default: none), `counted` (B, T) leaves positions
-        out of the sums where it is False; PAD is always left out. `chunk` as in `nats`.
+        `counted` (B, T) leaves positions out of the sums where it is False; PAD, and the streams of a fused model that
+        are context only, are always left out. The rest is as in `forward` and `nats`.
         """
         if ids.shape[1] == 0:
             return summed_loss(self.starts[0].new_zeros(ids.shape), ids)
-        return summed_loss(self.nats(ids, chunk), ids, mark, counted)
+        if self.training and self.config.embedder.stream_dropout:
+            ids = self.drop_streams(ids)
+        nats = self.nats(ids, chunk, mark=mark, since=since, inputs=inputs)
+        predicted, rows = self.counted_places(ids.shape[1], ids.device), None
+        if predicted is not None:
+            counted = predicted.expand(ids.shape) if counted is None else predicted & counted.to(torch.bool)
+            rows = (self.streams(ids.shape[1], ids.device) + 1).expand(ids.shape)
+        return summed_loss(nats, ids, mark, counted, rows)
 
-    def nats(self, ids: Tensor, chunk: int | None = None) -> Tensor:
-        """Nats (B, T) of each of ids (B, T).
+    def nats(
+        self,
+        ids: Tensor,
+        chunk: int | None = None,
+        *,
+        mark: Tensor | None = None,
+        since: Tensor | None = None,
+        inputs: Inputs = (),
+    ) -> Tensor:
+        """Nats (B, T) of each of ids (B, T); `mark`, `since` and `inputs` as in `forward`.
 
         With `chunk`, all but the coarsest stage, the head and the loss take about so many bytes of the batch at a time
         and are run again in the backward pass, save for the last chunk: the memory of their activations does not grow
         with T. The numbers are the same.
         """
-        self.check_length(ids.shape[1])
-        length = ids.shape[1]
-        padded = self.pad(ids)
-        h = self.stacks[0](self.inputs(0, padded, None, 0, padded.shape[1] // self.spans[0]))
+        length, prefix = ids.shape[1], self.prefix(inputs)
+        self.check_length(length, prefix)
+        tagged = self.tag(self.pad(ids), mark, since)
+        padded = tagged.ids
+        h = self.coarsest(tagged, prefix)
         if chunk is None or self.config.late_parent or chunk >= padded.numel():
-            return self.score(self.finer(padded, h)[:, :length], ids)
+            kinds = None if tagged.kinds is None else tagged.kinds[:, :length]
+            return self.score(self.finer(tagged, h)[:, :length], ids, kinds)
         each = math.ceil(h.shape[1] / math.ceil(padded.numel() / chunk))
         pasts: list[Past | None] = [None] * (len(self.stacks) - 1)
         nats = []
         for begin in range(0, h.shape[1], each):
             part = h[:, begin : begin + each]
             if torch.is_grad_enabled() and begin + each < h.shape[1]:
-                found, pasts = checkpoint(self.nats_of, padded, part, begin, pasts, use_reentrant=False)
+                found, pasts = checkpoint(self.nats_of, tagged, part, begin, pasts, use_reentrant=False)
             else:
-                found, pasts = self.nats_of(padded, part, begin, pasts)
+                found, pasts = self.nats_of(tagged, part, begin, pasts)
             nats.append(found)
         return torch.cat(nats, dim=1)[:, :length]
 
     def nats_of(
-        self, ids: Tensor, h: Tensor, begin: int, pasts: "list[Past | None]"
+        self, tagged: Tagged, h: Tensor, begin: int, pasts: "list[Past | None]"
     ) -> "tuple[Tensor, list[Past | None]]":
         """Nats of the bytes under the coarsest stage's outputs h (B, K, D), whose first position is `begin`."""
         pasts = list(pasts)
-        span = self.spans[0]
-        h = self.finer(ids, h, begin, pasts)
-        return self.score(h, ids[:, begin * span : begin * span + h.shape[1]]), pasts
+        first = begin * self.spans[0]
+        h = self.finer(tagged, h, begin, pasts)
+        here = tagged.map(lambda x: x[:, first : first + h.shape[1]])
+        return self.score(h, here.ids, here.kinds), pasts
 
-    def score(self, h: Tensor, ids: Tensor) -> Tensor:
-        """The finest stage's output (B, T, D) and what comes there, ids (B, T) -> nats (B, T)."""
-        return cross_entropy(self.logits(h), ids)
+    def score(self, h: Tensor, ids: Tensor, kinds: Tensor | None = None) -> Tensor:
+        """The finest stage's output (B, T, D), what comes there, ids (B, T), and of which kind -> nats (B, T)."""
+        if self.config.heads == "shared" or kinds is None:
+            return cross_entropy(self.logits(h), ids)
 
-    def check_length(self, length: int) -> None:
-        """Raise ValueError where `length` bytes are more than learned positions allow."""
+        def part(kind: int) -> Callable[[Tensor, Tensor], Tensor]:
+            own = self.config.kinds[kind].own
+            return lambda h, ids: cross_entropy(self.own_logits(h, kind), own(ids))
+
+        parts = [part(kind) for kind in range(len(self.config.kinds))]
+        return through_kinds(kinds.flatten(), parts, h.flatten(0, 1), ids.flatten()).view(ids.shape)
+
+    def check_length(self, length: int, prefix: Tensor | None = None) -> None:
+        """Raise ValueError where `length` bytes, after a prefix (B, K, D), are more than learned positions allow."""
         limit = self.config.max_length
-        if limit is not None and length > limit:
-            raise ValueError(f"{length} bytes are more than the {limit} that this model's learned positions allow")
+        taken = 0 if prefix is None else prefix.shape[1] * self.spans[0]
+        if limit is not None and length + taken > limit:
+            raise ValueError(
+                f"{length + taken} bytes are more than the {limit} that this model's learned positions allow"
+            )
 
     def pad(self, ids: Tensor) -> Tensor:
         """ids (B, T) with the last patch filled, and at least one; causal: what the padding is cannot matter."""
         length = max(ids.shape[1], 1)
         return F.pad(ids, (0, -length % self.spans[0] + length - ids.shape[1]))
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """The finest stage's output (B, T', D), T' >= T, with the last patch padded to full."""
-        ids = self.pad(ids)
-        return self.finer(ids, self.stacks[0](self.inputs(0, ids, None, 0, ids.shape[1] // self.spans[0])))
+    def tag(self, ids: Tensor, mark: Tensor | None = None, since: Tensor | None = None) -> Tagged:
+        """Ids (B, T) with their kinds and their places in their segments; bare where the model has one kind only."""
+        if not self.config.kinds:
+            return Tagged(ids)
+        if self.config.embedder.streams:
+            kinds = self.streams(ids.shape[1], ids.device).expand(ids.shape)
+            return Tagged(ids, kinds, places_in_segment(ids, since, self.spans[0]))
+        kinds = self.kind_of_mark(ids.device)[marks_in_force(ids, mark)]
+        return Tagged(ids, kinds, places_in_segment(ids, since))
 
-    def finer(self, ids: Tensor, h: Tensor, begin: int = 0, pasts: "list[Past | None] | None" = None) -> Tensor:
+    def kind_of_mark(self, device: torch.device) -> Tensor:
+        """(marks,), for each mark the index of its modality among the config's kinds; 0 where it has none."""
+        if self._kind_of_mark is None or self._kind_of_mark.device != device:
+            table = [0] * VOCABULARY.end_of_marks
+            for i, modality in enumerate(self.config.modalities):
+                table[modality.mark] = i + 1
+            with torch.inference_mode(False):  # or training could not use what generation left behind
+                self._kind_of_mark = torch.tensor(table, device=device)
+        return self._kind_of_mark
+
+    def streams(self, length: int, device: torch.device) -> Tensor:
+        """(T,), of a fused model the index of the stream at each position."""
+        one = [i for i, stream in enumerate(self.config.embedder.streams) for _ in range(stream.size)]
+        return torch.tensor(one, device=device).repeat(-(-length // len(one)))[:length]
+
+    def counted_places(self, length: int, device: torch.device) -> Tensor | None:
+        """(T,) bool, of a fused model the positions of streams that are predicted; None where all are."""
+        if not self.config.embedder.streams:
+            return None
+        predicted = torch.tensor([stream.role == "predicted" for stream in self.config.embedder.streams], device=device)
+        return predicted[self.streams(length, device)]
+
+    def drop_streams(self, ids: Tensor) -> Tensor:
+        """Ids (B, T) of fused patches with some streams of some rows left out, never the first predicted one."""
+        streams = self.config.embedder.streams
+        dropped = torch.rand(ids.shape[0], len(streams), device=ids.device) < self.config.embedder.stream_dropout
+        dropped[:, [stream.role for stream in streams].index("predicted")] = False
+        data = (ids < VOCABULARY.num_bytes) | (ids >= VOCABULARY.end_of_reserved)
+        return ids.masked_fill(data & dropped[:, self.streams(ids.shape[1], ids.device)], VOCABULARY.pad_id)
+
+    def prefix(self, inputs: Inputs) -> Tensor | None:
+        """Continuous inputs as vectors (B, K, D) for the coarsest stage; None for none. Raises ValueError."""
+        if not inputs:
+            return None
+        if self.conditions is None:
+            raise ValueError("this model has no continuous inputs; name them in ModelConfig.inputs")
+        return torch.cat([self.conditions(x, modality) for modality, x in inputs], dim=1)
+
+    def coarsest(self, tagged: Tagged, prefix: Tensor | None = None) -> Tensor:
+        """The coarsest stage's output (B, K, D) over all of ids (B, K * span), after what it reads first."""
+        x = self.inputs(0, tagged, None, 0, tagged.ids.shape[1] // self.spans[0])
+        if prefix is None:
+            return self.stacks[0](x)
+        return self.stacks[0](torch.cat((prefix.to(x.dtype), x), dim=1))[:, prefix.shape[1] :]
+
+    def finer(self, tagged: Tagged, h: Tensor, begin: int = 0, pasts: "list[Past | None] | None" = None) -> Tensor:
         """All stages but the coarsest: from its outputs h (B, K, D), the first at `begin`, to the finest's (B, T', D).
 
         With `pasts`, one for each of these stages, h goes on where they end, and they are replaced.
@@ -162,36 +261,42 @@ class Multiscale(nn.Module):
         for i in range(1, len(self.stacks)):
             h = self.expanders[i - 1](h)
             first = begin * self.spans[0] // self.spans[i]
-            x = self.inputs(i, ids, h, first, first + h.shape[1])
+            x = self.inputs(i, tagged, h, first, first + h.shape[1])
             if pasts is None:
                 h = self.stacks[i](x)
             else:
                 h, pasts[i - 1] = self.stacks[i].extend(x, pasts[i - 1])
         return self.merge_late(h) if self.config.late_parent else h
 
-    def content(self, stage: int, ids: Tensor, begin: int, end: int) -> Tensor:
-        """What positions begin to end - 1 of a stage stand for, (B, end - begin, D), from all of ids (B, T)."""
-        embedder, span = self.embedders[stage], self.spans[stage]
-        if begin == 0:
-            return embedder(ids[:, : end * span])
-        missing = max(0, embedder.halo - begin * span)
-        ids = F.pad(ids[:, begin * span - embedder.halo + missing : end * span], (missing, 0))
-        real = None if not missing else (torch.arange(ids.shape[1], device=ids.device) >= missing).expand_as(ids)
-        return embedder(ids, embedder.halo, real)
+    def embed(self, stage: int, tagged: Tagged, halo: int = 0, real: Tensor | None = None) -> Tensor:
+        """What a stretch of ids (B, halo + K * span) stands for in a stage, (B, K, D)."""
+        return self.embedders[stage](tagged.ids, halo, real, tagged.kinds, tagged.since)
 
-    def inputs(self, stage: int, ids: Tensor, parent: Tensor | None, begin: int, end: int) -> Tensor:
+    def content(self, stage: int, tagged: Tagged, begin: int, end: int) -> Tensor:
+        """What positions begin to end - 1 of a stage stand for, (B, end - begin, D), from all of ids (B, T)."""
+        halo, span = self.embedders[stage].halo, self.spans[stage]
+        if begin == 0:
+            return self.embed(stage, tagged.map(lambda x: x[:, : end * span]))
+        missing = max(0, halo - begin * span)
+        part = tagged.map(lambda x: F.pad(x[:, begin * span - halo + missing : end * span], (missing, 0)))
+        real = None
+        if missing:
+            real = (torch.arange(part.ids.shape[1], device=part.ids.device) >= missing).expand_as(part.ids)
+        return self.embed(stage, part, halo, real)
+
+    def inputs(self, stage: int, tagged: Tagged, parent: Tensor | None, begin: int, end: int) -> Tensor:
         """The input of positions begin to end - 1 of a stage: the sibling before, and a share of the parent (B, K, D).
 
         Where the stage has patches, begin and end are their borders.
         """
         start, reach = self.starts[stage], self.stacks[stage].reach
         if reach.patch_size is None and begin:
-            x = self.content(stage, ids, begin - 1, end - 1)
+            x = self.content(stage, tagged, begin - 1, end - 1)
         elif reach.patch_size is None:
-            x = self.content(stage, ids, 0, end)[:, :-1]
+            x = self.content(stage, tagged, 0, end)[:, :-1]
             x = torch.cat((start.to(x.dtype).expand(x.shape[0], 1, -1), x), dim=1)
         else:
-            content = self.content(stage, ids, begin, end)
+            content = self.content(stage, tagged, begin, end)
             if parent is not None and self.config.late_parent:
                 content = content + parent
             content = rearrange(content, "b (k p) d -> b k p d", p=self.config.siblings(stage))
@@ -206,24 +311,70 @@ class Multiscale(nn.Module):
         h = rearrange(h, "b (k q) d -> b k q d", q=self.stacks[-1].reach.patch_size)
         return torch.cat((h[:, 0, :1], h[:, :, 1:].flatten(1, 2)), dim=1)
 
-    def logits(self, h: Tensor) -> Tensor:
-        """The finest stage's output (..., D) -> logits (..., V)."""
-        logits = multiply(h, self.embedders[-1].table.weight) if self.head is None else self.head(h)
-        if self.head_bias is not None:
-            logits = logits + self.head_bias
+    def logits(self, h: Tensor, kinds: Tensor | None = None) -> Tensor:
+        """The finest stage's output (..., D), and of which kind what comes there is (...) -> logits (..., V).
+
+        With a head for each modality, ids that are neither of its data nor reserved have -inf.
+        """
+        if self.config.heads == "by_modality" and kinds is not None:
+
+            def part(kind: int) -> Callable[[Tensor], Tensor]:
+                ids = self.config.kinds[kind].ids(h.device)
+
+                def spread(h: Tensor) -> Tensor:
+                    own = self.own_logits(h, kind)
+                    everywhere = own.new_full((h.shape[0], self.config.vocab_size), float("-inf"))
+                    return everywhere.index_copy(1, ids, own)
+
+                return spread
+
+            parts = [part(kind) for kind in range(len(self.config.kinds))]
+            return through_kinds(kinds.flatten(), parts, h.flatten(0, -2)).unflatten(0, h.shape[:-1])
+        logits = self.head(h) if self.head is not None else multiply(h, self.table.weight)
+        return self.capped(logits if self.head_bias is None else logits + self.head_bias)
+
+    @property
+    def table(self) -> nn.Embedding:
+        """The finest stage's table of all ids, which is the head of a model without one."""
+        embedder = self.embedders[-1]
+        return embedder.table if isinstance(embedder, PatchEmbedder) else embedder.parts[0].table
+
+    def own_logits(self, h: Tensor, kind: int) -> Tensor:
+        """Logits of one kind's own head: h (N, D) -> (N, its ids and the reserved ones)."""
+        ids = self.config.kinds[kind].ids(h.device)
+        if self.heads is not None:
+            logits = self.heads[kind](h)
+        else:
+            embedder = self.embedders[-1]
+            weight = embedder.weight(kind) if isinstance(embedder, ModalEmbedder) else self.table.weight[ids]
+            logits = multiply(h, weight)
+        return self.capped(logits if self.head_bias is None else logits + self.head_bias[ids])
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """Logits squashed softly where the config asks for it."""
         cap = self.config.logit_cap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     # -- one byte at a time: models/decoding.py ----------------------------------------------------------------------
 
-    def start(self, batch: int, max_length: int | None = None, compiled: bool = False) -> State:
+    def start(
+        self,
+        batch: int,
+        max_length: int | None = None,
+        compiled: bool = False,
+        *,
+        mark: Tensor | None = None,
+        since: Tensor | None = None,
+        inputs: Inputs = (),
+    ) -> State:
         """A state for `batch` empty rows that take up to `max_length` bytes (default: the config's context).
 
-        Its `logits` (B, V) are those of the first byte. `compiled` runs a stage that all rows enter together as one
-        function compiled by torch.compile: some seconds a stage at first, then two to four times as fast on a CPU.
+        Its `logits` (B, V) are those of the first byte. `mark`, `since` and `inputs` as in `forward`. `compiled` runs a
+        stage that all rows enter together as one function compiled by torch.compile: some seconds a stage at first,
+        then two to four times as fast on a CPU.
         Raises ValueError where learned positions end before.
         """
-        return decoding.start(self, batch, max_length, compiled)
+        return decoding.start(self, batch, max_length, compiled, mark, since, self.prefix(inputs))
 
     def prefill(
         self, ids: Tensor, lengths: Tensor | Sequence[int], state: State, chunk: int = decoding.PREFILL_CHUNK
@@ -252,3 +403,22 @@ class Multiscale(nn.Module):
     def is_late(self, stage: int) -> bool:
         """Whether this stage has one position more in each patch."""
         return self.config.late_parent and stage == len(self.stacks) - 1
+
+
+def make_embedder(config: ModelConfig, stage: int) -> Embedder:
+    """The embedder of a stage: `PatchEmbedder`, or one that tells modalities or streams apart."""
+    layer, options, kinds = config.stages[stage], config.embedder, config.kinds
+    if options.kind == "fusion" and stage == 0:
+        return FusedEmbedder(layer, options, embed_dim=config.embed_dim(0), dim=layer.dim)
+    sizes: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "span": config.span(stage),
+        "embed_dim": config.embed_dim(stage),
+        "dim": layer.dim,
+        "projection": config.projection(stage),
+    }
+    if options.kind != "plain":
+        return ModalEmbedder(layer, options, kinds, **sizes)
+    return PatchEmbedder(
+        layer, **sizes, bottleneck=options.bottleneck, pooling=options.pooling, dropout=options.dropout
+    )

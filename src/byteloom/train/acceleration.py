@@ -30,7 +30,7 @@ def accelerated(model: Multiscale, compiled: bool, recompute: Sequence[int] = ()
     """Inside, a model trains as asked; after, it is as it was.
 
     `compiled` compiles each stage's block (all layers of a stage share the code) and the head with its loss, at first
-    use. Blocks of the stages in `recompute` keep their inputs only and run again in the backward pass.
+    use; heads that are chosen by modality are not compiled. Blocks of the stages in `recompute` keep their inputs only and run again in the backward pass.
     """
     chosen = [block for stage in recompute for block in model.stacks[stage].blocks]
     every = [block for stack in model.stacks for block in stack.blocks] if compiled else []
@@ -38,7 +38,8 @@ def accelerated(model: Multiscale, compiled: bool, recompute: Sequence[int] = ()
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     for block in every:
         block.compile(dynamic=False)
-    if compiled:
+    scored = compiled and model.config.heads == "shared"
+    if scored:
         model.score = torch.compile(model.score, dynamic=False)
     try:
         yield
@@ -47,7 +48,7 @@ def accelerated(model: Multiscale, compiled: bool, recompute: Sequence[int] = ()
             del block.forward
         for block in every:
             del block._compiled_call_impl  # the class has None
-        if compiled:
+        if scored:
             del model.score
 
 

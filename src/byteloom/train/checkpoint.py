@@ -10,6 +10,7 @@ A checkpoint is written beside its place and renamed when it is on the disk, so 
 
 import os
 import shutil
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -139,11 +140,11 @@ def load_checkpoint(folder: Path, model: Multiscale, optimizers: Optimizers) -> 
     return progress, state.get("loader", {})
 
 
-def check_same(saved: ModelConfig, wanted: ModelConfig, source: Path) -> None:
-    """Raises CheckpointError naming the first field in which two model configs differ."""
+def check_same(saved: ModelConfig, wanted: ModelConfig, source: Path, but: Collection[str] = ()) -> None:
+    """Raises CheckpointError naming the first field in which two model configs differ, save for the fields `but`."""
     old, new = flatten(asdict(saved)), flatten(asdict(wanted))
     for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name):
+        if name.split(".")[0] not in but and old.get(name) != new.get(name):
             raise CheckpointError(
                 f"{source}: was made with model.{name} {old.get(name)}, now asked for {new.get(name)}; "
                 "give the same, or train in another folder"

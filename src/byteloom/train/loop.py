@@ -8,7 +8,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -17,26 +17,25 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from byteloom.corpus import Corpus, split
-from byteloom.documents import PAD
-from byteloom.evaluation import evaluate
+from byteloom.codecs import MediaConfig
+from byteloom.corpus import Corpus
+from byteloom.evaluation import by_name, check_known, evaluate, packed, row_names
 from byteloom.loader import Loader, LoaderConfig
-from byteloom.losses import bits_per_byte
+from byteloom.losses import Loss, bits_per_byte
 from byteloom.models.config import ModelConfig
 from byteloom.models.multiscale import Multiscale
-from byteloom.models.store import CheckpointError, load_weights, pick_device, read_model_config, read_tensors
-from byteloom.packing import PackedStream
-from byteloom.shards import open_data
+from byteloom.models.store import CheckpointError, pick_device
 from byteloom.sizing import plan
 from byteloom.train import acceleration
 from byteloom.train.checkpoint import (
     Progress,
-    check_same,
     list_checkpoints,
     load_checkpoint,
     save_best,
     save_checkpoint,
 )
+from byteloom.train.data import Paths, count, open_run_data, sample
+from byteloom.train.initial import begin_with
 from byteloom.train.metrics import MetricsLog, ProgressBar, read_metrics
 from byteloom.train.optim import OptimConfig, Optimizers, learning_rate_at
 
@@ -75,7 +74,11 @@ class TrainConfig:
     validations: int = 10
     """How often to measure bits per byte on held-out data, spread evenly over the run."""
     valid_bytes: int = 65536
-    """How many held-out bytes to measure on."""
+    """How many held-out bytes to measure on, as many of each kind of document."""
+    mixture: tuple[float, ...] = ()
+    """A weight for each path of --data: the share of the windows that come from it; none: all data are one source."""
+    loss_weights: dict[str, float] = field(default_factory=dict)
+    """Weight of a modality, or of a fused model's stream, in what is learned from, by name; 1 where not given."""
     checkpoint_seconds: float = 120.0
     """Save a checkpoint so often, and at the end."""
     checkpoint_steps: int | None = None
@@ -94,6 +97,10 @@ class TrainConfig:
                 raise ValueError(f"TrainConfig.{name} is {getattr(self, name)}; it must be above 0")
         if self.validations < 0:
             raise ValueError(f"TrainConfig.validations is {self.validations}; it must be at least 0")
+        if not all(0 < weight < math.inf for weight in self.mixture):
+            raise ValueError(f"TrainConfig.mixture is {self.mixture}; each weight must be above 0")
+        if not all(0 <= weight < math.inf for weight in self.loss_weights.values()):
+            raise ValueError(f"TrainConfig.loss_weights is {self.loss_weights}; each weight must be at least 0")
         if self.activation_memory is not None and not self.activation_memory > 0:
             raise ValueError(f"TrainConfig.activation_memory is {self.activation_memory}; it must be above 0")
         if self.steps is None and self.max_bytes is None and self.max_seconds is None:
@@ -110,6 +117,8 @@ class RunConfig:
     """The optimizer and its schedule."""
     train: TrainConfig
     """Batches, budget, precision, checkpoints."""
+    media: MediaConfig = field(default_factory=MediaConfig)
+    """How media files become samples; prepared data say it themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,10 +150,10 @@ class Trained:
 
 def train(
     config: RunConfig,
-    data: Sequence[str | PathLike[str]] | Corpus,
+    data: Paths | Corpus,
     out: str | PathLike[str],
     *,
-    valid: Sequence[str | PathLike[str]] | Corpus | None = None,
+    valid: Paths | Corpus | None = None,
     resume: bool = False,
     init: str | PathLike[str] | None = None,
     show: bool = False,
@@ -157,10 +166,11 @@ def train(
         out: the RUN folder.
         valid: held-out data; by default 5 % of `data`, by file, which is then not trained on.
         resume: go on from the last checkpoint in `out`; from the beginning where there is none.
-        init: a model folder to take the first weights from.
+        init: a model folder to take the first weights from; it may know other modalities.
         show: progress on stderr.
 
     Raises:
+        ValueError: `mixture` has another number of weights than there are paths, or `loss_weights` an unknown name.
         DataError: data cannot be used.
         CheckpointError: `out` holds a run and `resume` is False, or a checkpoint is damaged or of another model.
         TrainingError: the loss became NaN or infinite.
@@ -171,29 +181,30 @@ def train(
     checkpoints = list_checkpoints(run)
     if any((run / name).exists() for name in ("config.json", "metrics.jsonl", "checkpoints")) and not resume:
         raise CheckpointError(f"{run}: holds a run already; add --resume to go on with it, or name another folder")
-    train_corpus, valid_corpus = open_both(data, valid)
-    span = config.model.span(0)
+    fused = bool(config.model.embedder.streams)
+    opened = open_run_data(data, valid, mixture=settings.mixture, media=config.media, fused=fused)
+    check_known(config.model, opened.modalities)
+    names = row_names(config.model, opened.modalities)
+    weights = row_weights(settings.loss_weights, names)
+    held_out = sample(opened.held_out, settings.valid_bytes, config.model)
     loader = Loader(
         LoaderConfig(context=config.model.context, batch_size=settings.batch_size, seed=settings.seed),
-        [(PackedStream(train_corpus, span), 1.0)],
+        [(packed(corpus, config.model), weight) for corpus, weight in opened.sources],
     )
-    valid_stream = PackedStream(valid_corpus, span)
 
     device = pick_device(settings.device)
     with deterministic(settings.deterministic):
         torch.manual_seed(settings.seed)
         model = Multiscale(config.model).to(device)
-        if init is not None:
-            check_same(read_model_config(init), config.model, Path(init))
-            load_weights(model, read_tensors(Path(init) / "model.safetensors"), Path(init) / "model.safetensors")
+        said = begin_with(Path(init), model) if init is not None and not checkpoints else ""
         optimizers = Optimizers(model, config.optim)
-        progress = Progress(data_bytes=train_corpus.num_bytes)
+        progress = Progress(data_bytes=opened.num_bytes)
         if checkpoints:
             progress, loader_state = load_checkpoint(checkpoints[-1], model, optimizers)
-            if progress.data_bytes != train_corpus.num_bytes:
+            if progress.data_bytes != opened.num_bytes:
                 raise CheckpointError(
                     f"{run}: learned from {progress.data_bytes:,} bytes, and these data have "
-                    f"{train_corpus.num_bytes:,}; give the same, or begin in another folder with --init"
+                    f"{opened.num_bytes:,}; give the same, or begin in another folder with --init"
                 )
             loader.set_state(loader_state)
         decide(progress, settings, model, device, anew=not checkpoints)
@@ -202,12 +213,15 @@ def train(
         about = {
             "optim": asdict(config.optim),
             "train": asdict(settings),
-            "modalities": sorted(train_corpus.modalities.values()),
+            "media": asdict(opened.media),
+            "modalities": sorted(opened.modalities.values()),
         }
         run.mkdir(parents=True, exist_ok=True)
         log = MetricsLog(run / "metrics.jsonl", progress.step)
         began = time.monotonic() - progress.seconds
         first, saved_at, saved_step, window = progress.step, time.monotonic(), progress.step, Window()
+        places = model.counted_places(config.model.context, torch.device("cpu"))
+        predicted = None if places is None else places.numpy()
 
         def share_done() -> float:
             return max(
@@ -226,27 +240,30 @@ def train(
         with ProgressBar(share_done(), show) as bar, stop_signals() as stopped, contextlib.closing(log), fast:
             parameters = sum(p.numel() for p in model.parameters())
             bar.say(
-                f"{parameters / 1e6:.2f}M parameters · {train_corpus.num_bytes / 1e6:.2f} MB to learn from, "
-                f"{valid_corpus.num_bytes / 1e6:.2f} MB held out · {device} {progress.precision}"
+                f"{parameters / 1e6:.2f}M parameters · {opened.num_bytes / 1e6:.2f} MB to learn from, "
+                f"{opened.held_out.num_bytes / 1e6:.2f} MB held out · {device} {progress.precision}"
                 + (" · compiled" if progress.compiled else "")
                 + (f" · activations in chunks of {progress.chunk:,} bytes" if progress.chunk else "")
                 + (f" · resumed at step {progress.step}" if checkpoints else "")
             )
+            if said:
+                bar.say(said)
             model.train()
             while (done := share_done()) < 1 and not stopped():
                 batches = [next(loader) for _ in range(settings.accumulation)]
-                count = sum(int((batch["ids"] != PAD).sum()) for batch in batches)
+                sizes = [count(batch["ids"], predicted) for batch in batches]
+                total = max(sum(size for size, _ in sizes), 1)
                 for batch in batches:
-                    ids, mark = (torch.from_numpy(batch[key]).to(device) for key in ("ids", "mark"))
+                    ids, mark, since = (torch.from_numpy(batch[key]).to(device) for key in ("ids", "mark", "since"))
                     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                        loss = model.loss(ids, mark=mark, chunk=progress.chunk)
-                    (loss.nats / max(count, 1)).backward()
-                    window.add(loss.nats, loss.bytes)
+                        loss = model.loss(ids, mark=mark, since=since, chunk=progress.chunk)
+                    (weighted(loss, weights) / total).backward()
+                    window.add(loss)
                 if progress.compiled and progress.step == first:
                     acceleration.give_back()
                 window.norm = window.norm + optimizers.step(done)
                 progress.step += 1
-                progress.bytes += sum(int((batch["ids"] < 256).sum()) for batch in batches)
+                progress.bytes += sum(size for _, size in sizes)
                 progress.seconds = time.monotonic() - began
 
                 done = share_done()
@@ -257,7 +274,11 @@ def train(
                 )
                 if not (due or validate or old or progress.step % settings.log_every == 0):
                     continue
-                row = {"step": progress.step, "bytes": progress.bytes, "seconds": round(progress.seconds, 3)}
+                row: dict[str, Any] = {
+                    "step": progress.step,
+                    "bytes": progress.bytes,
+                    "seconds": round(progress.seconds, 3),
+                }
                 nats, size, finite = window.read()
                 if not finite:
                     last = list_checkpoints(run)
@@ -267,19 +288,24 @@ def train(
                         + "; lower the learning rate or train in fp32"
                     )
                 row |= {"loss": nats / size if size else math.nan, "bits_per_byte": bits_per_byte(nats, size)}
+                if len(names) > 1:
+                    row["by_modality"] = window.by_modality(names)
                 row["learning_rate"] = config.optim.learning_rate * learning_rate_at(done, config.optim)
                 if validate:
                     progress.validations = int(done * settings.validations)
                     with torch.compiler.set_stance("force_eager"):  # other shapes, not worth compiling for
-                        measured = evaluate(model, valid_stream, max_bytes=settings.valid_bytes, autocast=autocast)
-                    found = measured.bits_per_byte
-                    row["valid_bits_per_byte"] = found
+                        measured = evaluate(model, held_out, autocast=autocast)
+                    found = row["valid_bits_per_byte"] = measured.bits_per_byte
+                    parts = {name: sums["bits_per_byte"] for name, sums in measured.by_modality.items()}
+                    if len(names) > 1:
+                        row["valid_by_modality"] = parts
                     if progress.best is None or found < progress.best:
                         progress.best = found
                         save_best(run, model, about)
                     bar.say(
                         f"{min(done, 1):4.0%} · step {progress.step} · {progress.bytes / 1e6:.2f} MB · "
                         f"train {row['bits_per_byte']:.3f} · held out {found:.3f} bits per byte"
+                        + (f" ({', '.join(f'{name} {b:.3f}' for name, b in parts.items())})" if len(names) > 1 else "")
                     )
                 log.write(**row)
                 bar.update(done, row["bits_per_byte"], window.rate(size))
@@ -299,31 +325,45 @@ class Window:
     def __init__(self) -> None:
         self.nats: Tensor | float = 0.0
         self.bytes: Tensor | float = 0.0
+        self.table: Tensor | float = 0.0
         self.norm: Tensor | float = 0.0
         self.began = time.monotonic()
 
-    def add(self, nats: Tensor, size: Tensor) -> None:
+    def add(self, loss: Loss) -> None:
         """Adds a batch's sums."""
-        self.nats = self.nats + nats.detach().double()
-        self.bytes = self.bytes + size
+        self.nats = self.nats + loss.nats.detach().double()
+        self.bytes = self.bytes + loss.bytes
+        self.table = self.table + loss.table.detach().double()
 
     def read(self) -> tuple[float, int, bool]:
         """Nats, bytes, and whether all of it, gradients too, was finite. Waits for the device."""
         return float(self.nats), int(self.bytes), math.isfinite(float(self.nats)) and math.isfinite(float(self.norm))
+
+    def by_modality(self, names: Mapping[int, str]) -> dict[str, float]:
+        """Bits per byte of each modality that there was, by the names of the table's rows."""
+        sums = by_name(torch.as_tensor(self.table)[:, [0, 2]].cpu().numpy(), names)
+        return {name: entry["bits_per_byte"] for name, entry in sums.items()}
 
     def rate(self, size: int) -> float:
         """Bytes per second."""
         return size / max(time.monotonic() - self.began, 1e-9)
 
 
-def open_both(
-    data: Sequence[str | PathLike[str]] | Corpus, valid: Sequence[str | PathLike[str]] | Corpus | None
-) -> tuple[Corpus, Corpus]:
-    """What to learn from and what to measure on; the same files are never in both."""
-    corpus = data if isinstance(data, Corpus) else open_data(data)
-    if valid is None:
-        return split(corpus)
-    return corpus, valid if isinstance(valid, Corpus) else open_data(valid)
+def row_weights(weights: Mapping[str, float], names: Mapping[int, str]) -> dict[int, float]:
+    """The weight of each row of `Loss.table` that has one other than 1. Raises ValueError for an unknown name."""
+    for name in weights:
+        if name not in names.values():
+            there = ", ".join(sorted(names.values()))
+            raise ValueError(f"loss_weights names {name!r}, which is not learned from; there are {there}")
+    return {row: weights[name] for row, name in names.items() if weights.get(name, 1.0) != 1.0}
+
+
+def weighted(loss: Loss, weights: Mapping[int, float]) -> Tensor:
+    """The nats to learn from (): each row of the loss's table times its weight, which is 1 where none is given."""
+    nats = loss.nats
+    for row, weight in weights.items():
+        nats = nats + (weight - 1) * loss.table[row, 0]
+    return nats
 
 
 def decide(progress: Progress, settings: TrainConfig, model: Multiscale, device: torch.device, anew: bool) -> None:

@@ -1,7 +1,8 @@
 """What a run reports: `metrics.jsonl`, one object a line, and a progress bar in the terminal.
 
 A line holds `step`, `bytes` (seen so far), `seconds`, `loss` (nats per byte since the last line), `bits_per_byte`,
-`learning_rate`, and where measured `valid_bits_per_byte`.
+`learning_rate`, and where measured `valid_bits_per_byte`. Where there is more than one modality, `by_modality` and
+`valid_by_modality` are bits per byte of each by name; a fused model has its streams there.
 """
 
 import json

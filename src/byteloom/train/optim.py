@@ -116,13 +116,17 @@ class Optimizers:
         }
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Takes back what `tensors` gave. Raises ValueError where it is another model's or optimizer's."""
+        """Takes back what `tensors` gave. Raises ValueError where it is another model's or optimizer's.
+
+        A parameter that never had a gradient, as that of a modality not met so far, has no state.
+        """
         owners = {
             p: optimizer for optimizer, _ in self.peaks for group in optimizer.param_groups for p in group["params"]
         }
         kinds = {"AdamW": ("step", "exp_avg", "exp_avg_sq"), "Muon": ("momentum_buffer",)}
-        expected = {f"{name}:{kind}" for name, p in self.named.items() for kind in kinds[type(owners[p]).__name__]}
-        if expected != tensors.keys():
+        names = {key.rpartition(":")[0] for key in tensors} & self.named.keys()
+        whole = {f"{name}:{kind}" for name in names for kind in kinds[type(owners[self.named[name]]).__name__]}
+        if whole != tensors.keys():
             raise ValueError("the optimizer's state is that of another model or optimizer")
         for key, value in tensors.items():
             name, kind = key.rsplit(":", 1)
