@@ -82,16 +82,22 @@ def items(folder: Path, split: str, suffix: str) -> Iterator[tuple[str, np.ndarr
 
 
 def mean_colours(pixels: np.ndarray) -> np.ndarray:
-    """The mean colours of a picture (H, W, 3) uint8 in a grid: (4, 4, 3), from -1 to 1."""
+    """The mean colours of a picture (H, W, 3) uint8 in a grid: (4, 4, 3 + 16), from -1 to 1, and their places."""
     height, width = pixels.shape[0] // GRID, pixels.shape[1] // GRID
-    return pixels.reshape(GRID, height, GRID, width, 3).mean((1, 3), dtype=np.float32) / 127.5 - 1
+    return placed(pixels.reshape(GRID, height, GRID, width, 3).mean((1, 3), dtype=np.float32) / 127.5 - 1)
 
 
 def spectrogram(samples: np.ndarray) -> np.ndarray:
-    """Loudness of a clip (N,) int16 in time and pitch: (8, 32), decades of power about a usual one."""
+    """Loudness of a clip (N,) int16 in time and pitch: (8, 32 + 8), decades of power about a usual one, and places."""
     frames = samples.reshape(FRAMES, -1) / 32768
     power = np.abs(np.fft.rfft(frames * np.hanning(frames.shape[1]))[:, 1:]) ** 2
-    return np.log10(power.reshape(FRAMES, BANDS, -1).mean(-1) + 1e-6).astype(np.float32) + 2
+    return placed(np.log10(power.reshape(FRAMES, BANDS, -1).mean(-1) + 1e-6).astype(np.float32) + 2)
+
+
+def placed(features: np.ndarray) -> np.ndarray:
+    """Features (..., F) and which of all K vectors each is (..., F + K): attention finds one by its place."""
+    shape = features.shape[:-1]
+    return np.concatenate((features, np.eye(np.prod(shape), dtype=np.float32).reshape(*shape, -1)), axis=-1)
 
 
 def tiles(suite: Path, split: str) -> Iterator[tuple[str, Segment, np.ndarray]]:
@@ -120,8 +126,8 @@ class Task:
 
 
 TASKS = {
-    "image": Task(tiles, InputConfig(name="colours", width=3, patch=(1, 1)), 12, "image"),
-    "speech": Task(clips, InputConfig(name="spectrogram", width=BANDS), 8, "audio"),
+    "image": Task(tiles, InputConfig(name="colours", width=3 + GRID * GRID, patch=(1, 1)), 12, "image"),
+    "speech": Task(clips, InputConfig(name="spectrogram", width=BANDS + FRAMES), 8, "audio"),
 }
 
 
@@ -150,7 +156,7 @@ def model_config(task: Task, rows: Rows, conditioned: bool) -> ModelConfig:
         embedder=EmbedderConfig(kind="universal", positions=rows.num_bytes),
         inputs=(task.condition,) if conditioned else (),
         context=rows.ids.shape[1],
-        init_std=0.04,
+        init_std=0.08,
     )
 
 
@@ -209,10 +215,12 @@ def others(rows: Rows) -> Tensor:
 def compare(task: Task, suite: Path, seed: int, options: "Options") -> dict[str, Any]:
     """One seed: bits per byte without and with, and what they rest on."""
     learned, tested = rows_of(task, suite, "train"), rows_of(task, suite, "test", options.test_rows)
-    began, sums, parameters = time.monotonic(), {}, {}
+    sums, parameters, seconds = {}, {}, {}
     for kind in ("without", "with"):
         config = model_config(task, learned, kind == "with")
+        began = time.monotonic()
         model = train(config, learned, options.steps, options.batch_size, seed)
+        seconds[kind] = time.monotonic() - began
         parameters[kind] = sum(p.numel() for p in model.parameters())
         sums[kind] = nats_by_group(model, tested, tested.conditions)
     sums["with another's"] = nats_by_group(model, tested, others(tested))
@@ -226,7 +234,7 @@ def compare(task: Task, suite: Path, seed: int, options: "Options") -> dict[str,
         "bits_per_byte": {kind: bits_per_byte(*found.sum(0)) for kind, found in sums.items()},
         "gain": bits_per_byte(*gain.sum(0)),
         "gain_error": standard_error(gain),
-        "seconds": time.monotonic() - began,
+        "seconds": seconds,
     }
 
 

@@ -1,6 +1,6 @@
 """Time-aligned streams fused into one model, on real video: what context is worth, and what its absence costs.
 
-    python benchmarks/fusion.py SUITE OUT [--max-bytes 1000000] [--seeds 0] [--json FILE]
+    python benchmarks/fusion.py SUITE OUT [--max-bytes 800000] [--seeds 0] [--json FILE]
 
 SUITE is the folder of benchmarks/suite.py, with video_rgb64. Of each clip there are three streams, and a patch of the
 model holds the same 2 x 2 pixels of all of them:
@@ -124,7 +124,7 @@ def run_config(
             embedder=EmbedderConfig(kind="fusion", streams=streams, fuse=fuse, stream_dropout=dropout),
             heads="by_modality",
             context=options.patches * size,
-            init_std=0.04,
+            init_std=0.08,
         ),
         optim=OptimConfig(warmup=0.05),
         train=TrainConfig(
@@ -155,11 +155,11 @@ class Options:
     """Shares of sequences in which a stream is kept away in training."""
     seeds: tuple[int, ...] = (0,)
     """Of the first weights and the order of the data."""
-    max_bytes: int = 1_000_000
+    max_bytes: int = 800_000
     """Bytes of pixels that each model sees."""
     patches: int = 256
     """Patches in a window."""
-    batch_size: int = 2
+    batch_size: int = 1
     """Windows in an update."""
     threads: int = 1
     """Cores to use."""

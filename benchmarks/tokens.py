@@ -301,7 +301,7 @@ def recipe(laid: tuple[Block, ...], seconds: float) -> RunConfig:
             init_std=0.08,
         ),
         optim=OptimConfig(warmup=0.05),
-        train=TrainConfig(batch_size=4, max_seconds=seconds, mixture=(0.55, 0.3, 0.15), log_every=50),
+        train=TrainConfig(batch_size=4, max_seconds=seconds, mixture=(0.55, 0.3, 0.15), compile="off"),
     )
 
 

@@ -12,7 +12,7 @@ from byteloom.codecs import DEFAULT_MEDIA, MediaConfig, media_from_dict
 from byteloom.corpus import Corpus, split
 from byteloom.documents import DataError, Document, Segment
 from byteloom.shards import open_data, prepare
-from byteloom.train.data import count, open_run_data, sample
+from byteloom.train.data import count, open_run_data, sample, settle_media
 
 
 def pictures(folder: Path, number: int = 30) -> Path:
@@ -78,8 +78,11 @@ def test_media_are_read_as_the_prepared_data_were(tmp_path: Path) -> None:
     assert open_run_data([tmp_path / "raster"], media=images(scan="raster")).media == opened.media
     with pytest.raises(DataError, match=r"patch: has image prepared otherwise than .*raster; prepare both alike"):
         open_run_data([tmp_path / "raster"], [tmp_path / "patch"])
-    with pytest.raises(DataError, match=r"raster: was prepared with image\.channels auto, and this run asks for grey"):
-        open_run_data([tmp_path / "raster"], media=images(channels="grey"))
+    usual = images(channels="grey", size=64)
+    assert open_run_data([tmp_path / "raster"], media=usual).media == opened.media, "prepared data are what they are"
+    assert settle_media([tmp_path / "raster"], usual, usual) == opened.media
+    with pytest.raises(DataError, match=r"raster: was prepared with image\.channels auto, and this run asks for rgb"):
+        settle_media([tmp_path / "raster"], images(channels="rgb", size=64), usual)
 
 
 def test_a_sample_has_as_much_of_each_kind_of_document() -> None:

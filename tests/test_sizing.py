@@ -116,6 +116,15 @@ def test_activations_are_what_autograd_keeps() -> None:
     assert memory(DEFAULT, batch_size=2, precision="fp32")["activations"] == pytest.approx(found, rel=0.02)
 
 
+@settings(max_examples=20)
+@given(config=configs.models())
+def test_parts_sum_to_all_parameters(config: ModelConfig) -> None:
+    parts = sizing.parameters_by_part(config)
+    assert sum(parts.values()) == sum(cost.parameters for cost in stage_costs(config))
+    layers = [p for name, p in sizing.build(config).named_parameters() if ".blocks." in name and p.ndim == 2]
+    assert parts["attention"] + parts["MLP"] >= sum(p.numel() for p in layers)
+
+
 def test_a_description_is_whole() -> None:
     numbers = describe(TWO, batch_size=3)
     assert numbers["parameters"] == sum(stage["cost"]["parameters"] for stage in numbers["stages"])

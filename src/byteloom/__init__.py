@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from byteloom.documents import Document, Segment
     from byteloom.evaluation import evaluate
-    from byteloom.generation import generate
+    from byteloom.generation import generate, generate_documents
     from byteloom.models.config import ModelConfig, StageConfig
     from byteloom.models.multiscale import Multiscale
     from byteloom.models.store import load, save
@@ -25,6 +25,7 @@ __all__ = [
     "StageConfig",
     "evaluate",
     "generate",
+    "generate_documents",
     "load",
     "quantize",
     "save",
@@ -38,6 +39,7 @@ _HOMES = {
     "Multiscale": "models.multiscale",
     "evaluate": "evaluation",
     "generate": "generation",
+    "generate_documents": "generation",
     "load": "models.store",
     "quantize": "quantization",
     "save": "models.store",

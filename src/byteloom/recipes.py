@@ -5,11 +5,14 @@ models of arXiv 2305.07185 (appendix); how many bytes they saw is not theirs but
 """
 
 import difflib
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 from byteloom.codecs import MARKS, MediaConfig
+from byteloom.codecs.audio import AudioConfig
 from byteloom.codecs.image import ImageConfig
+from byteloom.codecs.video import VideoConfig
 from byteloom.layers.modalities import EmbedderConfig
 from byteloom.models.config import ModalityConfig, ModelConfig, StageConfig
 from byteloom.train.loop import RunConfig, TrainConfig
@@ -60,24 +63,88 @@ def code_large() -> RunConfig:
 
 
 def image_small() -> RunConfig:
-    """Pictures about 32 pixels wide, 10 minutes on 2 cores: patches of 2 x 2 RGB pixels (P = 12)."""
+    """Pictures 32 pixels wide, 10 minutes on 2 cores: patches of 2 x 2 RGB pixels (P = 12)."""
+    return _samples(IMAGE, (192, 2), (128, 1), batch_size=2)
+
+
+def image_base() -> RunConfig:
+    """Pictures 32 pixels wide on one GPU: the shape of image-small, 15M parameters."""
+    return _samples(IMAGE, (512, 4), (256, 3), batch_size=16, learning_rate=2e-3, max_seconds=3600)
+
+
+def image_large() -> RunConfig:
+    """Pictures 32 pixels wide on large GPUs: the shape of image-small, 140M parameters."""
+    return _samples(IMAGE, (1024, 10), (512, 6), batch_size=32, learning_rate=1e-3, max_seconds=86400)
+
+
+def audio_small() -> RunConfig:
+    """Sound, a byte a sample in 8-bit mu-law, 10 minutes on 2 cores: patches of 32 samples."""
+    return _samples(AUDIO, (256, 2), (128, 2), batch_size=2)
+
+
+def audio_base() -> RunConfig:
+    """Sound in 8-bit mu-law on one GPU: the shape of audio-small, 17M parameters."""
+    return _samples(AUDIO, (512, 4), (256, 4), batch_size=16, learning_rate=2e-3, max_seconds=3600)
+
+
+def audio_large() -> RunConfig:
+    """Sound in 8-bit mu-law on large GPUs: the shape of audio-small, 150M parameters."""
+    return _samples(AUDIO, (1024, 10), (512, 8), batch_size=32, learning_rate=1e-3, max_seconds=86400)
+
+
+def video_small() -> RunConfig:
+    """Clips of 64 x 64 RGB frames, 10 minutes on 2 cores: patches of 2 x 2 pixels (P = 12), two frames of context."""
+    return _samples(VIDEO, (192, 2), (128, 1), batch_size=1)
+
+
+def video_base() -> RunConfig:
+    """Clips of 64 x 64 frames on one GPU: the shape of video-small, 15M parameters."""
+    return _samples(VIDEO, (512, 4), (256, 3), batch_size=4, learning_rate=2e-3, max_seconds=3600)
+
+
+def video_large() -> RunConfig:
+    """Clips of 64 x 64 frames on large GPUs: the shape of video-small, 140M parameters."""
+    return _samples(VIDEO, (1024, 10), (512, 6), batch_size=8, learning_rate=1e-3, max_seconds=86400)
+
+
+def mixed_small() -> RunConfig:
+    """Text, pictures and sound in one model, 10 minutes on 2 cores: patches of 12 for all, an embedder for each."""
+    return _samples(MIXED, (256, 2), (128, 3), batch_size=4)
+
+
+def mixed_base() -> RunConfig:
+    """Text, pictures and sound on one GPU: the shape of mixed-small, 20M parameters."""
+    return _samples(MIXED, (512, 4), (256, 4), batch_size=16, learning_rate=2e-3, max_seconds=3600)
+
+
+def mixed_large() -> RunConfig:
+    """Text, pictures and sound on large GPUs: the shape of mixed-small, 160M parameters."""
+    return _samples(MIXED, (1024, 10), (512, 8), batch_size=32, learning_rate=1e-3, max_seconds=86400)
+
+
+def unified_8b() -> RunConfig:
+    """Text, image and audio tokens in one stage of 36 layers, 4096 wide: 7.8B parameters.
+
+    Of these 7.25B are the layers' (36 x 12 x 4096^2), 0.28B the tables (67,665 tokens of three vocabularies, the bytes,
+    and the 64 reserved ids once for each) and as many the heads, which are not tied to them.
+    """
+    sizes = {"text-tokens": 50257, "image-tokens": 16384, "audio-tokens": 1024}
+    first_ids = itertools.accumulate(sizes.values(), initial=320)
     return RunConfig(
         model=ModelConfig(
-            stages=(
-                StageConfig(dim=256, num_layers=2, num_heads=4, patch_size=12, token_shift=True, offsets=(15, 16, 17)),
-                StageConfig(
-                    dim=128, num_layers=2, num_heads=2, window=32, token_shift=True, offsets=(2, 3, 6, 9, 186, 192)
-                ),
+            stages=(StageConfig(dim=4096, num_layers=36, num_heads=32, mlp="gelu", mlp_ratio=4.0),),
+            vocab_size=320 + sum(sizes.values()),
+            context=8192,
+            tied_head=False,
+            heads="by_modality",
+            embedder=EmbedderConfig(kind="specific"),
+            modalities=tuple(
+                ModalityConfig(name=name, mark=280 + i, first_id=first_id, num_ids=size)
+                for i, ((name, size), first_id) in enumerate(zip(sizes.items(), first_ids, strict=False))
             ),
-            context=3084,
-            init_std=0.08,
-            init_waves=32.0,
-            modalities=modalities("image"),
-            embedder=EmbedderConfig(kind="universal", positions=3072),
         ),
-        optim=OptimConfig(warmup=0.05),
-        train=TrainConfig(batch_size=2, max_seconds=600),
-        media=MediaConfig(image=ImageConfig(scan="patch", patch=2, channels="rgb")),
+        optim=OptimConfig(optimizer="adamw", learning_rate=3e-4, weight_decay=0.1, warmup=0.01, final=0.1),
+        train=TrainConfig(batch_size=4, accumulation=8, steps=100_000, valid_bytes=1 << 20),
     )
 
 
@@ -173,6 +240,18 @@ NAMES: dict[str, Recipe] = {
         code_base,
         code_large,
         image_small,
+        image_base,
+        image_large,
+        audio_small,
+        audio_base,
+        audio_large,
+        video_small,
+        video_base,
+        video_large,
+        mixed_small,
+        mixed_base,
+        mixed_large,
+        unified_8b,
         million_small,
         million_base,
         gpt2_bytes,
@@ -224,6 +303,80 @@ def _grown(
         optim=OptimConfig(learning_rate=learning_rate, warmup=0.02, weight_decay=0.01),
         train=TrainConfig(batch_size=batch_size, max_seconds=max_seconds, valid_bytes=1 << 20),
     )
+
+
+IMAGE: dict[str, Any] = {
+    "patch": 12,
+    "context": 3084,  # a picture and what stands before it
+    "modalities": modalities("image"),
+    "embedder": EmbedderConfig(kind="universal", positions=3072),
+    "offsets": (2, 3, 6, 9, 186, 192),  # of the same patch, of the one beside it and of the one above
+    "window": 16,
+}
+"""What recipes of pictures share."""
+AUDIO: dict[str, Any] = {
+    "patch": 32,
+    "context": 4096,
+    "modalities": modalities("audio"),
+    "embedder": EmbedderConfig(kind="universal"),
+    "offsets": tuple(range(2, 17)),
+    "window": 32,
+}
+"""What recipes of sound share."""
+VIDEO: dict[str, Any] = {
+    "patch": 12,
+    "context": 24576,
+    "modalities": modalities("video"),
+    "embedder": EmbedderConfig(kind="universal", positions=12288),
+    "offsets": (2, 3, 6, 9, 378, 384, 12288),  # the last: the same pixel in the frame before
+    "window": 16,
+}
+"""What recipes of video share."""
+MIXED: dict[str, Any] = {
+    "patch": 12,
+    "context": 3072,
+    "modalities": modalities("text", "image", "audio"),
+    "embedder": EmbedderConfig(kind="specific", positions=3072),
+    "offsets": (2, 3, 6, 9, 186, 192),
+    "window": 32,
+    "heads": "by_modality",
+}
+"""What recipes of several modalities share."""
+
+
+def _samples(
+    kind: dict[str, Any], coarse: tuple[int, int], fine: tuple[int, int], *, batch_size: int,
+    learning_rate: float = 3e-3, max_seconds: float = 600,
+) -> RunConfig:  # fmt: skip
+    """Two stages over media of a kind; `coarse` and `fine` are widths and layers."""
+    small = max_seconds == 600
+    return RunConfig(
+        model=ModelConfig(
+            stages=(
+                StageConfig(
+                    dim=coarse[0], num_layers=coarse[1], num_heads=coarse[0] // 64, patch_size=kind["patch"],
+                    token_shift=True,
+                ),
+                StageConfig(
+                    dim=fine[0], num_layers=fine[1], num_heads=fine[0] // 64, window=kind["window"], token_shift=True,
+                    offsets=kind["offsets"],
+                ),
+            ),
+            context=kind["context"],
+            init_std=0.08 if small else 0.02,
+            init_waves=32.0,
+            modalities=kind["modalities"],
+            embedder=kind["embedder"],
+            heads=kind.get("heads", "shared"),
+        ),
+        optim=OptimConfig(learning_rate=learning_rate, warmup=0.05 if small else 0.02),
+        train=TrainConfig(batch_size=batch_size, max_seconds=max_seconds),
+        media=MediaConfig(
+            image=ImageConfig(scan="patch", patch=2, channels="rgb"),
+            audio=AudioConfig(coding="mulaw", mono=True),
+            video=VideoConfig(scan="patch", patch=2, channels="rgb"),
+        ),
+    )  # fmt: skip
 
 
 def _million(*sizes: tuple[int, int], patch_sizes: tuple[int, int]) -> RunConfig:

@@ -103,6 +103,25 @@ def stage_costs(config: ModelConfig, context: int | None = None) -> list[StageCo
     return costs
 
 
+PARTS = {
+    "tables": (".table.", ".others."),
+    "attention": (".attention.",),
+    "MLP": (".mlp.",),
+    "heads": ("head",),
+    "between stages": ("expanders.", ".project", ".pool."),
+}
+"""What a parameter belongs to, by what its name has in it; the first that fits."""
+
+
+def parameters_by_part(config: ModelConfig) -> dict[str, int]:
+    """How many of a model's parameters are in each of PARTS, and in "the rest": norms, vectors, convolutions."""
+    found = dict.fromkeys([*PARTS, "the rest"], 0)
+    for name, parameter in build(config).named_parameters():
+        part = next((part for part, marks in PARTS.items() if any(mark in name for mark in marks)), "the rest")
+        found[part] += parameter.numel()
+    return {part: count for part, count in found.items() if count}
+
+
 def flops_per_byte(config: ModelConfig) -> float:
     """Of a forward pass over the config's context."""
     return sum(cost.flops for cost in stage_costs(config))
@@ -219,6 +238,7 @@ def describe(
         "context": context or config.context,
         "batch_size": batch_size,
         "parameters": sum(cost.parameters for cost in costs),
+        "parameters_by_part": parameters_by_part(config),
         "flops_per_byte": {
             "forward": forward,
             "training": 3 * forward,

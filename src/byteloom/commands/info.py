@@ -86,6 +86,8 @@ def run(
             f"{cost['generation_flops']:,.0f}",
         )
     console.print(table)
+    parts = numbers["parameters_by_part"]
+    console.print("parameters: " + ", ".join(f"{name} {count:,}" for name, count in parts.items()))
     flops = numbers["flops_per_byte"]
     console.print(
         f"FLOPs per byte: forward {flops['forward']:,.0f}, training {flops['training']:,.0f}, "
