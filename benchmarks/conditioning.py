@@ -1,6 +1,6 @@
 """Continuous inputs as a condition for bytes: the same model with a prefix of real numbers and without, on real data.
 
-    python benchmarks/conditioning.py SUITE [--sets image speech] [--seeds 0 1] [--steps 200] [--json FILE]
+    python benchmarks/conditioning.py SUITE [--sets image speech] [--seeds 0 1] [--steps 120] [--json FILE]
 
 SUITE is the folder of benchmarks/suite.py, with image_rgb32 and audio_speech.
 
@@ -180,7 +180,7 @@ def train(config: ModelConfig, rows: Rows, steps: int, batch_size: int, seed: in
     """A model that has seen `steps` batches of rows, drawn by the seed."""
     torch.manual_seed(seed)
     model = Multiscale(config)
-    optimizers = Optimizers(model, OptimConfig(warmup=0.05))
+    optimizers = Optimizers(model, OptimConfig(warmup=0.05, learning_rate=0.01))
     order = np.random.default_rng(seed)
     epochs = (order.permutation(len(rows.ids)) for _ in itertools.count())
     numbers = itertools.chain.from_iterable(epochs)
@@ -248,11 +248,11 @@ class Options:
     """Which data."""
     seeds: tuple[int, ...] = (0, 1)
     """Of the first weights and the order of the rows."""
-    steps: int = 200
+    steps: int = 120
     """Updates of each model."""
     batch_size: int = 4
     """Rows in an update."""
-    test_rows: int = 240
+    test_rows: int = 160
     """Rows of the test split to measure on, from all over it."""
     threads: int = 1
     """Cores to use."""

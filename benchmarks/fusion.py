@@ -1,6 +1,6 @@
 """Time-aligned streams fused into one model, on real video: what context is worth, and what its absence costs.
 
-    python benchmarks/fusion.py SUITE OUT [--max-bytes 800000] [--seeds 0] [--json FILE]
+    python benchmarks/fusion.py SUITE OUT [--max-bytes 600000] [--seeds 0] [--json FILE]
 
 SUITE is the folder of benchmarks/suite.py, with video_rgb64. Of each clip there are three streams, and a patch of the
 model holds the same 2 x 2 pixels of all of them:
@@ -126,7 +126,7 @@ def run_config(
             context=options.patches * size,
             init_std=0.08,
         ),
-        optim=OptimConfig(warmup=0.05),
+        optim=OptimConfig(warmup=0.05, learning_rate=0.01),
         train=TrainConfig(
             batch_size=options.batch_size, max_bytes=options.max_bytes, seed=seed, compile="off", validations=1
         ),
@@ -155,7 +155,7 @@ class Options:
     """Shares of sequences in which a stream is kept away in training."""
     seeds: tuple[int, ...] = (0,)
     """Of the first weights and the order of the data."""
-    max_bytes: int = 800_000
+    max_bytes: int = 600_000
     """Bytes of pixels that each model sees."""
     patches: int = 256
     """Patches in a window."""

@@ -301,7 +301,14 @@ def recipe(laid: tuple[Block, ...], seconds: float) -> RunConfig:
             init_std=0.08,
         ),
         optim=OptimConfig(warmup=0.05),
-        train=TrainConfig(batch_size=4, max_seconds=seconds, mixture=(0.55, 0.3, 0.15), compile="off"),
+        train=TrainConfig(
+            batch_size=4,
+            max_seconds=seconds,
+            mixture=(0.55, 0.3, 0.15),
+            compile="off",  # every batch has other numbers of positions for each head
+            validations=4,
+            valid_bytes=16384,
+        ),
     )
 
 
@@ -351,7 +358,8 @@ def main(options: Options) -> None:
     torch.set_num_threads(options.threads)
     laid = vocabularies(options.suite, options.out, options.vq_seconds)
     corpora = prepare(options.suite, options.out, laid)
-    figures: dict[str, Any] = {"vq": reconstruction(laid[1].tokenizer.model, tiles_of(options.suite, "test"))}
+    tiles = reconstruction(laid[1].tokenizer.model, tiles_of(options.suite, "test"))
+    figures: dict[str, Any] = {"reconstruction": tiles}
     config = recipe(laid, options.train_seconds)
     run = options.out / "run"
     trained = train(
@@ -383,8 +391,9 @@ def main(options: Options) -> None:
         table.add_row(block.name, *numbers, *bits)
     figures["samples"] = sample(trained.model, laid, corpora["test"], options.out / "samples")
     Console().print(table)
-    vq = figures["vq"]
-    print(f"VQ: {vq['psnr']:.2f} dB on test tiles (mean squared error {vq['mse']:.1f}), {vq['used']} codes used")
+    print(
+        f"VQ: {tiles['psnr']:.2f} dB on test tiles (mean squared error {tiles['mse']:.1f}), {tiles['used']} codes used"
+    )
     print(f"samples in {options.out / 'samples'}: {', '.join(figures['samples'])}")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")

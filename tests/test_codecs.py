@@ -111,6 +111,11 @@ def test_options_reach_the_codec(tmp_path: Path) -> None:
     (tmp_path / "tiles.bin").write_bytes(pixels.tobytes())
     media = codecs.MediaConfig(image=image.ImageConfig(shape=(2, 2, 3), scan="raster"))
     assert codecs.for_path(tmp_path / "tiles.bin").MODALITY == "bytes"
+    assert codecs.for_path(tmp_path / "tiles.bin", media).MODALITY == "image"
+    assert codecs.read(tmp_path / "tiles.bin", None, media) == codecs.read(tmp_path / "tiles.bin", "image", media)
+    both = dataclasses.replace(media, video=video.VideoConfig(shape=(2, 2, 3)))
+    with pytest.raises(DataError, match=r"tiles\.bin: may be image or video by the options given"):
+        codecs.for_path(tmp_path / "tiles.bin", both)
     document = codecs.read(tmp_path / "tiles.bin", "image", media)
     assert document.name == "tiles.bin" and [len(segment.data) for segment in document.segments] == [12, 12]
     assert [codecs.payload_size("image", segment.header) for segment in document.segments] == [12, 12]

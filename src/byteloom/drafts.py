@@ -5,7 +5,7 @@ takes it, and in the end a `Document`. Cost: a copy of the prompt, and a few ope
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -124,6 +124,43 @@ def prompt_ids(prompt: Prompt, patch_size: int, modality: str, marks: Mapping[st
     if prompt.ndim != 1 or prompt.dtype.kind not in "iu":
         raise ValueError(f"ids of a prompt have shape {prompt.shape} and dtype {prompt.dtype}; one row is wanted")
     return prompt.astype(np.int64)
+
+
+def cut(prompt: Document, share: float | None, config: ModelConfig) -> tuple[Document, int]:
+    """The prompt with a share (0 to 1) of its last part, or of each stream that a fused model predicts, and what is left out.
+
+    By default half of what is whole already: of a picture, and of streams.
+
+    Raises:
+        ValueError: a header makes no sense.
+    """
+    predicted, last = predicted_streams(config), len(prompt.segments) - 1
+    segments, left_out = [], 0
+    for i, segment in enumerate(prompt.segments):
+        size = len(segment.data)
+        if size and (segment.modality in predicted if predicted else i == last):
+            whole = bool(predicted) or size == size_of(segment)
+            kept = int(size * (share if share is not None else 0.5 if whole else 1.0))
+            segment = replace(segment, data=segment.data[: kept - kept % unit_of(segment)])
+        segments.append(segment)
+        left_out += size - len(segment.data)
+    return replace(prompt, segments=tuple(segments)), left_out
+
+
+def predicted_streams(config: ModelConfig) -> list[str]:
+    """The streams that a fused model writes; none of another model."""
+    return [stream.name for stream in config.embedder.streams if stream.role == "predicted"]
+
+
+def size_of(segment: Segment) -> int | None:
+    """How many ids of data the header of a segment asks for, if it says that."""
+    return codecs.payload_size(segment.modality, segment.header) if segment.modality in codecs.MARKS else None
+
+
+def unit_of(segment: Segment) -> int:
+    """Ids of data that belong together: a frame, or a sample of all channels."""
+    codec = codecs.by_modality(segment.modality) if segment.modality in codecs.MARKS else None
+    return codec.unit_size(segment.header) if hasattr(codec, "unit_size") else 1
 
 
 def _document(prompt: str | bytes | Document, modality: str) -> Document:

@@ -309,7 +309,7 @@ IMAGE: dict[str, Any] = {
     "patch": 12,
     "context": 3084,  # a picture and what stands before it
     "modalities": modalities("image"),
-    "embedder": EmbedderConfig(kind="universal", positions=3072),
+    "embedder": EmbedderConfig(kind="universal"),
     "offsets": (2, 3, 6, 9, 186, 192),  # of the same patch, of the one beside it and of the one above
     "window": 16,
 }
@@ -369,7 +369,7 @@ def _samples(
             embedder=kind["embedder"],
             heads=kind.get("heads", "shared"),
         ),
-        optim=OptimConfig(learning_rate=learning_rate, warmup=0.05 if small else 0.02),
+        optim=OptimConfig(learning_rate=learning_rate, muon_learning_rate=0.01, warmup=0.05 if small else 0.02),
         train=TrainConfig(batch_size=batch_size, max_seconds=max_seconds),
         media=MediaConfig(
             image=ImageConfig(scan="patch", patch=2, channels="rgb"),

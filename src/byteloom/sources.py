@@ -144,7 +144,7 @@ def _sources(part: manifests.Part) -> list[Source]:
     """What a codec makes of a file; a file that is payload is left alone."""
     if isinstance(part.source, bytes):
         return [Source(str(part.modality), b"", np.frombuffer(part.source, np.uint8))]
-    codec = codecs.by_modality(part.modality) if part.modality is not None else codecs.for_path(part.source)
+    codec = codecs.by_modality(part.modality) if part.modality is not None else codecs.for_path(part.source, part.media)
     if getattr(codec, "FILE_IS_PAYLOAD", False):
         return [Source(codec.MODALITY, b"", PayloadFile(part.source, "|u1", part.size))]
     segments = codecs.read(part.source, part.modality, part.media).segments

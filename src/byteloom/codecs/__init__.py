@@ -9,7 +9,8 @@ A codec is a module in this folder; a new modality is a new file here and nothin
     SUFFIXES            lower-case file suffixes that it takes
     FILE_SUFFIX         the suffix of what `decode` writes where none is asked for; it loses nothing
     HEADER_BYTES        size of the header of its segments, 0 where they need none
-    Config              its options, a frozen dataclass; only where it has any
+    Config              its options, a frozen dataclass; only where it has any. Its property `headerless` names the
+                        suffixes of files that are bare samples by these options
     encode(path, config) -> tuple[Segment, ...]    one segment, or one for each item of a file without a header;
                                                    without `config` where the codec has none
     decode(segment, suffix) -> bytes               the content of a file in the format of that suffix
@@ -85,15 +86,22 @@ def by_modality(name: str) -> ModuleType:
     return _CODECS[name]
 
 
-def for_path(path: str | PathLike[str]) -> ModuleType:
+def for_path(path: str | PathLike[str], media: MediaConfig = DEFAULT_MEDIA) -> ModuleType:
     """The codec module for a file: by its suffix, else text or bytes by its first 64 KiB.
 
-    Text is valid UTF-8 without a NUL; a character that the end of the 64 KiB cuts is allowed.
+    A suffix that stands for bare samples, such as .bin, is that of a codec whose options in `media` say their shape or
+    rate. Text is valid UTF-8 without a NUL; a character that the end of the 64 KiB cuts is allowed.
 
     Raises:
-        DataError: the suffix says nothing and the file cannot be read.
+        DataError: the suffix says nothing and the file cannot be read, or two codecs' options ask for it.
     """
     suffix = Path(path).suffix.lower()
+    with_options = [field.name for field in dataclasses.fields(MediaConfig)]
+    bare = [name for name in with_options if suffix in getattr(media, name).headerless]
+    if len(bare) > 1:
+        raise DataError(f"{path}: may be {' or '.join(bare)} by the options given; say which with --modality")
+    if bare:
+        return by_modality(bare[0])
     for codec in _CODECS.values():
         if suffix in codec.SUFFIXES:
             return codec
@@ -113,7 +121,7 @@ def read(path: str | PathLike[str], modality: str | None = None, media: MediaCon
         DataError: the file is missing, a folder, unreadable or damaged, or too large as media.
         ValueError: `modality` is unknown.
     """
-    codec = by_modality(modality) if modality is not None else for_path(path)
+    codec = by_modality(modality) if modality is not None else for_path(path, media)
     config = (getattr(media, codec.MODALITY),) if hasattr(codec, "Config") else ()
     return Document(segments=codec.encode(path, *config), name=Path(path).name)
 

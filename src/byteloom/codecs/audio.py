@@ -77,6 +77,11 @@ class AudioConfig:
         if self.raw_channels > MAX_CHANNELS:
             raise ValueError(f"raw_channels is {self.raw_channels}; it must be 1 to {MAX_CHANNELS}")
 
+    @property
+    def headerless(self) -> frozenset[str]:
+        """Suffixes of files that are read as bare samples, because these options say what they need."""
+        return RAW_SUFFIXES if self.raw_rate is not None else frozenset()
+
 
 Config = AudioConfig
 

@@ -66,6 +66,11 @@ class ImageConfig:
         check_pixels(self.patch, self.shape)
 
     @property
+    def headerless(self) -> frozenset[str]:
+        """Suffixes of files that are read as bare pixels, because these options say what they need."""
+        return PIXEL_SUFFIXES if self.shape is not None else frozenset()
+
+    @property
     def side(self) -> int:
         """Side of a patch as a header has it: 0 for raster order."""
         return self.patch if self.scan == "patch" else 0

@@ -84,6 +84,11 @@ class VideoConfig:
             raise ValueError(f"raw_rate is {self.raw_rate}; it must be at most {MAX_RATE} frames a second")
 
     @property
+    def headerless(self) -> frozenset[str]:
+        """Suffixes of files that are read as bare frames, because these options say what they need."""
+        return PIXEL_SUFFIXES if self.shape is not None else frozenset()
+
+    @property
     def side(self) -> int:
         """Side of a patch as a header has it: 0 for raster order."""
         return self.patch if self.scan == "patch" else 0

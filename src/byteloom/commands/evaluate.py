@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from byteloom.codecs import MediaConfig, media_from_dict
-from byteloom.commands import UsageError, parse, write_report
+from byteloom.commands import UsageError, note, parse, write_report
 from byteloom.evaluation import Evaluation, Method, baselines, evaluate, first_bytes, predicted_part
 from byteloom.models.store import load, read_run
 from byteloom.quantization import Weights, quantize
@@ -46,6 +46,13 @@ class Options:
     """Also compress the same bytes with the four compressors."""
     json: str | None = None
     """Write all numbers as JSON to this file, or to stdout with "-"."""
+    pictures: Path | None = None
+    """Show a few items in this folder, as index.html: what each place costs in bits, and what the model writes when it
+    is given the first half."""
+    show: int = 4
+    """Items of each modality that --pictures shows, chosen evenly over the data."""
+    show_bytes: int = 4096
+    """Most bytes to write for each item that --pictures shows; 0: none."""
     media: Annotated[MediaConfig, tyro.conf.arg(name="")] = field(default_factory=MediaConfig)
 
 
@@ -56,6 +63,12 @@ def main(argv: list[str]) -> None:
         raise UsageError("name the data to measure on, as in: byteloom evaluate RUN FILE_OR_FOLDER ...")
     media = media_from_dict(read_run(options.model).get("media", {}))
     options = parse(Options, argv, "evaluate", replace(options, media=media))
+    if options.show < 1 or options.show_bytes < 0:
+        raise UsageError(f"--show is {options.show} and --show-bytes {options.show_bytes}; give at least 1 and 0")
+    if options.pictures is not None:
+        from byteloom.showcase import show_evaluation  # needs packages that others do without, and says so now
+
+        options.pictures.mkdir(parents=True, exist_ok=True)
     network = quantize(load(options.model, options.device), options.weights)
     corpus = open_data(list(options.paths), options.modality, options.media)
     if options.max_bytes is not None:
@@ -67,6 +80,10 @@ def main(argv: list[str]) -> None:
     write_report(report, options.json)
     if options.json != "-":
         show(options.model, found, report)
+    if options.pictures is not None:
+        count, most = options.show, options.show_bytes
+        path = show_evaluation(options.pictures, network, corpus, found, count=count, most_bytes=most)
+        note(f"shown in {path}")
 
 
 def show(model: Path, found: Evaluation, report: Mapping[str, Any]) -> None:

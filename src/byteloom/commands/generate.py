@@ -16,6 +16,7 @@ from byteloom.codecs import MediaConfig, audio, image, media_from_dict, video
 from byteloom.commands import UsageError, note, parse
 from byteloom.corpus import Corpus
 from byteloom.documents import DataError, Document, Segment
+from byteloom.drafts import cut, predicted_streams, size_of, unit_of
 from byteloom.generation import generate_documents, stream
 from byteloom.manifests import is_manifest
 from byteloom.models.config import ModelConfig
@@ -87,6 +88,8 @@ class Options:
     """Compile the model first: half a minute, then two to four times as fast on a CPU."""
     out: Path | None = None
     """Write to this file, in the format of its suffix, instead of stdout; several parts get a file each."""
+    pictures: Path | None = None
+    """Show what was written in this folder, as index.html: beside its original, and what each place cost in bits."""
     media: Annotated[MediaConfig, tyro.conf.arg(name="")] = field(default_factory=MediaConfig)
 
 
@@ -95,6 +98,10 @@ def main(argv: list[str]) -> None:
     options = parse(Options, argv, "generate")
     run = read_run(options.model)
     options = parse(Options, argv, "generate", replace(options, media=media_from_dict(run.get("media") or {})))
+    if options.pictures is not None:
+        from byteloom.showcase import show_written  # needs packages that others do without, and says so now
+
+        options.pictures.mkdir(parents=True, exist_ok=True)
     network = quantize(load(options.model, options.device), options.weights)
     if options.compile and not can_compile(network.starts[0].device):
         raise UsageError("--compile needs g++ and Python's headers, and torch.compile does not work here; leave it out")
@@ -117,10 +124,13 @@ def main(argv: list[str]) -> None:
             "compiled": options.compile,
         }
         if options.follow is None and not network.config.embedder.streams and is_text(prompt):
-            continue_text(network, beginning.segments[0], left_out, options, shared)
+            written = continue_text(network, beginning.segments[0], left_out, options, shared)
         else:
             follow = options.follow if options.follow is not None else learned if len(prompt.segments) > 1 else ()
-            continue_document(network, beginning, left_out, follow, options, shared)
+            written = continue_document(network, beginning, left_out, follow, options, shared)
+        if options.pictures is not None:
+            path = show_written(options.pictures, network, beginning, written, prompt if left_out else None)
+            note(f"shown in {path}")
     except ValueError as error:
         raise UsageError(str(error)) from error
 
@@ -157,6 +167,8 @@ def read_prompt(options: Options, learned: Sequence[str], config: ModelConfig) -
         raise UsageError("--prompt and --prompt-file are two prompts; give one")
     if options.size is not None and (options.prompt is not None or options.prompt_file is not None):
         raise UsageError("--size is for what has no prompt; a prompt has its own size")
+    if options.prompt_share is not None and not 0 <= options.prompt_share <= 1:
+        raise UsageError(f"--prompt-share is {options.prompt_share}; it must be from 0 to 1")
     if options.prompt_file is not None:
         return read_file(options.prompt_file, options, learned, usual)
     if options.prompt is None and config.embedder.streams:
@@ -170,7 +182,7 @@ def read_file(path: Path, options: Options, learned: Sequence[str], usual: str) 
     """A file as a prompt: as what it is, if the model learned that, else as text or bytes."""
     if options.modality is None and is_manifest(path):
         return Corpus.from_paths(path, media=options.media)[0]
-    modality = options.modality or codecs.for_path(path).MODALITY
+    modality = options.modality or codecs.for_path(path, options.media).MODALITY
     if options.modality is None and modality not in learned:
         instead = usual if is_plain(modality) else "bytes"
         if instead not in learned or not is_plain(instead):
@@ -197,49 +209,13 @@ def sized_header(modality: str, size: str, media: MediaConfig) -> bytes:
     return video.pack_header(height, width, channels, config.rate or config.raw_rate or video.USUAL_RATE, config.side)
 
 
-def cut(prompt: Document, share: float | None, config: ModelConfig) -> tuple[Document, int]:
-    """The prompt with a share of its last part, or of each stream that a fused model predicts, and what is left out.
-
-    By default half of what is whole already: of a picture, and of streams.
-    """
-    if share is not None and not 0 <= share <= 1:
-        raise UsageError(f"--prompt-share is {share}; it must be from 0 to 1")
-    predicted, last = predicted_streams(config), len(prompt.segments) - 1
-    segments, left_out = [], 0
-    for i, segment in enumerate(prompt.segments):
-        size = len(segment.data)
-        if size and (segment.modality in predicted if predicted else i == last):
-            whole = bool(predicted) or size == size_of(segment)
-            kept = int(size * (share if share is not None else 0.5 if whole else 1.0))
-            segment = replace(segment, data=segment.data[: kept - kept % unit_of(segment)])
-        segments.append(segment)
-        left_out += size - len(segment.data)
-    return replace(prompt, segments=tuple(segments)), left_out
-
-
-def predicted_streams(config: ModelConfig) -> list[str]:
-    """The streams that a fused model writes; none of another model."""
-    return [stream.name for stream in config.embedder.streams if stream.role == "predicted"]
-
-
-def size_of(segment: Segment) -> int | None:
-    """How many ids of data the header of a segment asks for, if it says that."""
-    return codecs.payload_size(segment.modality, segment.header) if segment.modality in codecs.MARKS else None
-
-
-def unit_of(segment: Segment) -> int:
-    """Ids of data that belong together: a frame, or a sample of all channels."""
-    codec = codecs.by_modality(segment.modality) if segment.modality in codecs.MARKS else None
-    return codec.unit_size(segment.header) if hasattr(codec, "unit_size") else 1
-
-
 # -- what is written ---------------------------------------------------------------------------------------------------
 
 
 def continue_text(
     network: Multiscale, prompt: Segment, left_out: int, options: Options, shared: Mapping[str, Any]
-) -> None:
-    """Goes on with text or bytes, as they come."""
+) -> Document:
+    """Goes on with text or bytes, as they come; returns the prompt with what was written."""
     if options.seconds is not None:
         raise UsageError(f"--seconds is for sound and video, and the prompt is {prompt.modality}; say --max-bytes")
     steps = stream(
@@ -249,20 +225,22 @@ def continue_text(
         stop=[end.encode() for end in options.stop],
         **shared,
     )
-    head = prompt.data.tobytes() if options.echo else b""
-    if options.out is not None:
-        write_atomically(options.out, head + bytes(value for step in steps for _, value in step))
-        return
-    sys.stdout.buffer.write(head)
-    sys.stdout.buffer.flush()
-    last = head[-1:]
-    for step in steps:
-        for _, value in step:
-            last = bytes([value])
-            sys.stdout.buffer.write(last)
+    head, written = prompt.data.tobytes() if options.echo else b"", bytearray()
+    if options.out is None:
+        sys.stdout.buffer.write(head)
         sys.stdout.buffer.flush()
-    if sys.stdout.isatty() and last != b"\n":
+    for step in steps:
+        values = bytes(value for _, value in step)
+        written += values
+        if options.out is None:
+            sys.stdout.buffer.write(values)
+            sys.stdout.buffer.flush()
+    if options.out is not None:
+        write_atomically(options.out, head + written)
+    elif sys.stdout.isatty() and (head + written)[-1:] != b"\n":
         print()
+    data = np.concatenate([prompt.data, np.frombuffer(written, np.uint8)])
+    return Document(segments=(replace(prompt, data=data),))
 
 
 def continue_document(
@@ -272,8 +250,8 @@ def continue_document(
     follow: Sequence[str],
     options: Options,
     shared: Mapping[str, Any],
-) -> None:
-    """Goes on with a document of any modality, and writes it to a file, or to several."""
+) -> Document:
+    """Goes on with a document of any modality, and writes it to a file, or to several; returns it."""
     if options.stop:
         raise UsageError("--stop is for text by itself; leave it out")
     streams = [stream.name for stream in network.config.embedder.streams]
@@ -286,10 +264,10 @@ def continue_document(
     limit = max_bytes(prompt, left_out, follow, options, network.config)
     exact = limit if options.seconds is not None else 0
     found = generate_documents(network, prompt, max_bytes=limit, min_bytes=exact, modalities=follow, **shared)
-    segments = cast(Document, found).segments
-    suffix = options.out.suffix if options.out is not None and len(segments) == 1 else ""
+    document = cast(Document, found)
+    suffix = options.out.suffix if options.out is not None and len(document.segments) == 1 else ""
     try:
-        contents = [content_of(segment, suffix) for segment in segments]
+        contents = [content_of(segment, suffix) for segment in document.segments]
     except ValueError as error:
         raise DataError(f"what the model wrote is no file: {error}; try another --seed, or a prompt") from error
     if options.out is None:
@@ -298,11 +276,12 @@ def continue_document(
         write_atomically(options.out, contents[0])
     else:
         paths = []
-        for i, (segment, content) in enumerate(zip(segments, contents, strict=True)):
+        for i, (segment, content) in enumerate(zip(document.segments, contents, strict=True)):
             suffix = codecs.by_modality(segment.modality).FILE_SUFFIX if segment.modality in codecs.MARKS else ".npy"
             paths.append(options.out.with_name(f"{options.out.name}.{i}{suffix}"))
             write_atomically(paths[-1], content)
         note(f"{len(paths)} parts: {', '.join(map(str, paths))}")
+    return document
 
 
 def with_header(network: Multiscale, prompt: Document, shared: Mapping[str, Any]) -> Document:
