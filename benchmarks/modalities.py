@@ -2,9 +2,9 @@
 
     python benchmarks/modalities.py SUITE OUT [--seconds 600] [--methods basic] [--only image mixed]
 
-SUITE is the folder of benchmarks/suite.py. Everything is done by the `byteloom` command, and each call is printed first.
-What is made is kept in OUT: prepared data, runs, and figures.json, which is written anew after every run. A run that is
-there is gone on with, and one that has ended is only measured again, so an interrupted program may be called again.
+SUITE is the folder of benchmarks/suite.py. The `byteloom` command does all of it, and each call is printed first. What
+is made is kept in OUT: prepared data, runs, and figures.json, which is written anew after every run. A run that is
+there is gone on with, and one that has ended is only measured again: an interrupted program may be called again.
 
     image     image-small on image_rgb32
     speech    audio-small on audio_speech, in mu-law
@@ -13,8 +13,8 @@ there is gone on with, and one that has ended is only measured again, so an inte
     alone     text-small, image-small and audio-small, each for as many bytes of its modality as the mixed run saw
     raster    image-small on rows of pixels instead of patches, for as many bytes as `image` saw
 
-Beside the models: gzip -9, bzip2 -9, xz -9e and zstd -19 over a whole test split, in the order that the model reads and,
-of pictures and video, row by row too; PNG of each tile or frame; FLAC of the mu-law codes, as 8-bit samples by loudness.
+Beside the models: gzip -9, bzip2 -9, xz -9e and zstd -19 over a whole test split, in the order that the model reads
+and, of pictures and video, row by row too; PNG of each tile or frame; FLAC of the mu-law codes as 8-bit samples.
 """
 
 import io
@@ -134,9 +134,8 @@ class Figures:
         learned, held_out, tests = (
             [prepared(self.options, source, split) for source in sources] for split in ("train", "valid", "test")
         )
-        byteloom(
-            "train", recipe, "--data", *learned, "--valid", *held_out, "--out", run, "--resume", "--json", report, *flags
-        )  # fmt: skip
+        data = ("--data", *learned, "--valid", *held_out)
+        byteloom("train", recipe, *data, "--out", run, "--resume", "--json", report, *flags)
         row = json.loads(report.read_text()) | {"recipe": recipe, "test": {}}
         for source, test in zip(sources, tests, strict=True):
             if source not in self.found["coders"]:
@@ -203,7 +202,7 @@ def png_size(data: bytes, shape: tuple[int, int, int]) -> int:
 
 
 def flac_size(codes: np.ndarray) -> int:
-    """Bytes of mu-law codes (N,) as one FLAC file of 8-bit samples, from the loudest below zero to the loudest above."""
+    """Bytes of mu-law codes (N,) as one FLAC file of 8-bit samples, loudest below zero to loudest above."""
     code = ~codes.astype(np.int16) & 255
     samples = np.where(code & 128, -1 - (code & 127), code)
     file = io.BytesIO()

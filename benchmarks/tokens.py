@@ -391,9 +391,7 @@ def main(options: Options) -> None:
         table.add_row(block.name, *numbers, *bits)
     figures["samples"] = sample(trained.model, laid, corpora["test"], options.out / "samples")
     Console().print(table)
-    print(
-        f"VQ: {tiles['psnr']:.2f} dB on test tiles (mean squared error {tiles['mse']:.1f}), {tiles['used']} codes used"
-    )
+    print(f"VQ on test tiles: {tiles['psnr']:.2f} dB, squared error {tiles['mse']:.1f}, {tiles['used']} codes used")
     print(f"samples in {options.out / 'samples'}: {', '.join(figures['samples'])}")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")

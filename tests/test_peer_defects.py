@@ -7,15 +7,18 @@ import inspect
 import math
 
 import configs
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from MEGABYTE_pytorch import MEGABYTE
 from test_interop import OPTIONS, original
+from test_modalities import fused, modal
 from test_multiscale import BY_STAGES, ONE, TWO, random_ids
 
-from byteloom.documents import FIRST_MARK, PAD
-from byteloom.generation import generate, prompt_ids
+from byteloom.codecs import MARKS, image
+from byteloom.documents import FIRST_MARK, PAD, Document, Segment, from_ids, to_ids
+from byteloom.generation import generate
 from byteloom.interop import from_megabyte_pytorch
 from byteloom.layers.transformer import rope_table, rotate
 from byteloom.losses import bits_per_byte
@@ -99,8 +102,16 @@ def test_generation_takes_batches_of_any_lengths() -> None:
 
 
 def test_control_ids_lie_outside_the_bytes() -> None:
+    """A picture that holds every value, as pixels, comes back from the ids; no pixel is taken for structure."""
+    pixels = np.random.default_rng(0).permutation(np.arange(768) % 256).astype(np.uint8).reshape(16, 16, 3)
+    picture = Document(segments=(image.from_array(pixels), image.from_array(pixels[::-1])))
+    ids = to_ids(picture, MARKS, 12)
     assert PAD >= 256 and FIRST_MARK > 256
-    assert (prompt_ids(bytes(range(256)), 4, "bytes") < 256).sum() == 256
+    assert (ids < 256).sum() == 2 * 768 and set(ids[ids < 256]) == set(range(256))
+    back = from_ids(ids, MARKS)
+    assert [s.modality for s in back.segments] == ["image", "image"]
+    assert np.array_equal(image.to_array(back.segments[0]), pixels)
+    assert np.array_equal(image.to_array(back.segments[1]), pixels[::-1])
 
 
 def test_rope_is_a_rotation() -> None:
@@ -109,12 +120,26 @@ def test_rope_is_a_rotation() -> None:
     torch.testing.assert_close(rotate(x, cos, sin).norm(), x.norm())
 
 
-def test_the_model_of_several_modalities_is_causal() -> None:
-    model = configs.build(TWO)
-    ids = torch.tensor([[257, 256, 256, 256, 260, 65, 66, 256, 261, 1, 2, 3, 4, 5, 6, 258]])
-    other = ids.clone()
-    other[:, 9] = 77
-    torch.testing.assert_close(model(ids)[:, :10], model(other)[:, :10])
+@pytest.mark.parametrize("kind", ["specific", "universal", "fusion"])
+def test_the_model_of_several_modalities_is_causal(kind: str) -> None:
+    """At every position of a page of text, picture and codes, borders of segments, marks and headers included."""
+    model = configs.build(fused() if kind == "fusion" else modal(kind, heads="by_modality", positions=8))
+    page = Document(
+        segments=(
+            Segment(modality="text", data=np.frombuffer(b"a page", np.uint8)),
+            Segment(modality="image", data=np.arange(12, dtype=np.uint8), header=b"\0\2\0\2\x32"),
+            Segment(modality="codes", data=np.array([320, 329, 325], np.uint16)),
+        )
+    )
+    laid = to_ids(page, {**MARKS, "codes": 280}, 4)
+    ids = torch.from_numpy(laid.astype(np.int64)).unsqueeze(0) % model.config.vocab_size
+    with torch.no_grad():
+        before = model(ids)
+        for place in range(ids.shape[1]):
+            for value in (7, 260, 261, PAD, 304):
+                other = ids.clone()
+                other[:, place] = value
+                torch.testing.assert_close(model(other)[:, : place + 1], before[:, : place + 1], atol=1e-5, rtol=1e-5)
 
 
 def test_bits_are_bits() -> None:

@@ -127,7 +127,7 @@ def prompt_ids(prompt: Prompt, patch_size: int, modality: str, marks: Mapping[st
 
 
 def cut(prompt: Document, share: float | None, config: ModelConfig) -> tuple[Document, int]:
-    """The prompt with a share (0 to 1) of its last part, or of each stream that a fused model predicts, and what is left out.
+    """A prompt with a share (0 to 1) of its last part, or of each stream that a fused model predicts; what is left out.
 
     By default half of what is whole already: of a picture, and of streams.
 

@@ -78,18 +78,18 @@ def image_large() -> RunConfig:
 
 
 def audio_small() -> RunConfig:
-    """Sound, a byte a sample in 8-bit mu-law, 10 minutes on 2 cores: patches of 32 samples."""
-    return _samples(AUDIO, (256, 2), (128, 2), batch_size=2)
+    """Sound, a byte a sample in 8-bit mu-law, 10 minutes on 2 cores: patches of 4 and 32 samples."""
+    return _samples(AUDIO, (192, 2), (128, 1), (128, 1), batch_size=2)
 
 
 def audio_base() -> RunConfig:
     """Sound in 8-bit mu-law on one GPU: the shape of audio-small, 17M parameters."""
-    return _samples(AUDIO, (512, 4), (256, 4), batch_size=16, learning_rate=2e-3, max_seconds=3600)
+    return _samples(AUDIO, (512, 6), (384, 3), (256, 3), batch_size=16, learning_rate=2e-3, max_seconds=3600)
 
 
 def audio_large() -> RunConfig:
     """Sound in 8-bit mu-law on large GPUs: the shape of audio-small, 150M parameters."""
-    return _samples(AUDIO, (1024, 10), (512, 8), batch_size=32, learning_rate=1e-3, max_seconds=86400)
+    return _samples(AUDIO, (1024, 10), (768, 3), (512, 4), batch_size=32, learning_rate=1e-3, max_seconds=86400)
 
 
 def video_small() -> RunConfig:
@@ -306,62 +306,65 @@ def _grown(
 
 
 IMAGE: dict[str, Any] = {
-    "patch": 12,
+    "patches": (12,),
+    "window": 16,
+    "offsets": (2, 3, 6, 9, 186, 192),  # in the patch, in the one beside it and in the one above
     "context": 3084,  # a picture and what stands before it
     "modalities": modalities("image"),
     "embedder": EmbedderConfig(kind="universal"),
-    "offsets": (2, 3, 6, 9, 186, 192),  # of the same patch, of the one beside it and of the one above
-    "window": 16,
 }
 """What recipes of pictures share."""
 AUDIO: dict[str, Any] = {
-    "patch": 32,
-    "context": 4096,
+    "patches": (8, 4),
+    "window": 16,
+    "offsets": tuple(range(2, 17)),
+    "context": 2048,
     "modalities": modalities("audio"),
     "embedder": EmbedderConfig(kind="universal"),
-    "offsets": tuple(range(2, 17)),
-    "window": 32,
 }
 """What recipes of sound share."""
 VIDEO: dict[str, Any] = {
-    "patch": 12,
-    "context": 24576,
-    "modalities": modalities("video"),
-    "embedder": EmbedderConfig(kind="universal", positions=12288),
-    "offsets": (2, 3, 6, 9, 378, 384, 12288),  # the last: the same pixel in the frame before
+    "patches": (12,),
     "window": 16,
+    "offsets": (2, 3, 6, 9, 378, 384, 12288),  # as in pictures, and the same pixel in the frame before
+    "context": 24576,  # two frames
+    "modalities": modalities("video"),
+    "embedder": EmbedderConfig(kind="universal"),
 }
 """What recipes of video share."""
 MIXED: dict[str, Any] = {
-    "patch": 12,
+    "patches": (12,),
+    "window": 32,
+    "offsets": (2, 3, 6, 9, 186, 192),
     "context": 3072,
     "modalities": modalities("text", "image", "audio"),
-    "embedder": EmbedderConfig(kind="specific", positions=3072),
-    "offsets": (2, 3, 6, 9, 186, 192),
-    "window": 32,
+    "embedder": EmbedderConfig(kind="specific"),
     "heads": "by_modality",
 }
 """What recipes of several modalities share."""
 
 
 def _samples(
-    kind: dict[str, Any], coarse: tuple[int, int], fine: tuple[int, int], *, batch_size: int,
-    learning_rate: float = 3e-3, max_seconds: float = 600,
+    kind: dict[str, Any], *sizes: tuple[int, int], batch_size: int, learning_rate: float = 3e-3,
+    max_seconds: float = 600,
 ) -> RunConfig:  # fmt: skip
-    """Two stages over media of a kind; `coarse` and `fine` are widths and layers."""
-    small = max_seconds == 600
+    """Stages over media of a kind; `sizes` are their widths and layers, coarsest first."""
+    small, finest = max_seconds == 600, len(sizes) - 1
+    stages = tuple(
+        StageConfig(
+            dim=dim,
+            num_layers=layers,
+            num_heads=dim // 64,
+            patch_size=patch_size,
+            window=kind["window"] if i else None,
+            offsets=kind["offsets"] if i == finest else (),
+            token_shift=True,
+        )
+        for i, ((dim, layers), patch_size) in enumerate(zip(sizes, (*kind["patches"], None), strict=True))
+    )
     return RunConfig(
         model=ModelConfig(
-            stages=(
-                StageConfig(
-                    dim=coarse[0], num_layers=coarse[1], num_heads=coarse[0] // 64, patch_size=kind["patch"],
-                    token_shift=True,
-                ),
-                StageConfig(
-                    dim=fine[0], num_layers=fine[1], num_heads=fine[0] // 64, window=kind["window"], token_shift=True,
-                    offsets=kind["offsets"],
-                ),
-            ),
+            stages=stages,
             context=kind["context"],
             init_std=0.08 if small else 0.02,
             init_waves=32.0,
@@ -376,7 +379,7 @@ def _samples(
             audio=AudioConfig(coding="mulaw", mono=True),
             video=VideoConfig(scan="patch", patch=2, channels="rgb"),
         ),
-    )  # fmt: skip
+    )
 
 
 def _million(*sizes: tuple[int, int], patch_sizes: tuple[int, int]) -> RunConfig:

@@ -15,21 +15,18 @@ from typing import cast
 import numpy as np
 import torch
 
-from byteloom import codecs, gallery
+from byteloom import gallery
 from byteloom.codecs import audio, image, video
 from byteloom.corpus import Corpus
-from byteloom.documents import PAD, VOCAB_SIZE, Document, Segment, opening
-from byteloom.drafts import cut, known_modalities, marks_of, predicted_streams, prompt_ids, size_of, unit_of
+from byteloom.documents import PAD, VOCAB_SIZE, Document, Segment
+from byteloom.drafts import known_modalities, marks_of, unit_of
 from byteloom.evaluation import Evaluation, nats_of_each, packed, plan
+from byteloom.excerpts import begin_with, excerpts
 from byteloom.gallery import Entry
 from byteloom.generation import generate_documents
-from byteloom.models.config import ModelConfig
 from byteloom.models.multiscale import Multiscale
 from byteloom.pictures import Row, clip, contact_sheet, spectrogram
 from byteloom.surprise import surprise_map
-
-SECONDS, FRAMES, USUAL_IDS = 4, 8, 4096
-"""Shown of a sound, of a video, and of what has neither; less where the context is short."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +60,7 @@ def show_evaluation(
         ValueError: a segment's header makes no sense, or the model knows no documents.
     """
     marks = marks_of(known_modalities(model.config)) | {name: mark for mark, name in corpus.modalities.items()}
-    items = completed(model, items_of(corpus, model.config, count, most_bytes), marks, most_bytes)
+    items = completed(model, excerpts(corpus, model.config, count, most_bytes), marks, most_bytes)
     numbers: dict[str, float | str] = {"bits per byte": found.bits_per_byte, "bytes": found.bytes, "items": found.items}
     if len(found.by_modality) > 1:
         numbers |= {f"{name}, bits per byte": part["bits_per_byte"] for name, part in found.by_modality.items()}
@@ -81,77 +78,6 @@ def show_written(
     whole = None if original is None else beside(original, written)
     item = Item(begun=beside(begun, written), written=written, original=whole)
     return show(folder, model, [item], marks_of(known_modalities(model.config)))
-
-
-# -- what is shown -----------------------------------------------------------------------------------------------------
-
-
-def items_of(corpus: Corpus, config: ModelConfig, count: int, most_bytes: int) -> list[Document]:
-    """Up to `count` segments of each modality, and documents of several or fused ones, chosen evenly over the data."""
-    document_of = np.repeat(np.arange(len(corpus)), np.diff(corpus.document_starts))
-    whole = np.full(len(corpus), bool(config.embedder.streams))
-    whole[document_of[corpus.segment_marks != corpus.segment_marks[corpus.document_starts[document_of]]]] = True
-    items: dict[tuple[int, int], Document] = {}
-    for mark, name in sorted(corpus.modalities.items()):
-        segments = np.flatnonzero((corpus.segment_marks == mark) & ~whole[document_of])
-        for nth, offset in evenly(corpus.segment_lengths[segments], count):
-            number = int(segments[nth])
-            segment = Segment(modality=name, data=corpus.payload(number), header=corpus.header(number))
-            size = shown_size(segment, config.context - opening_size(segment, config) + most_bytes)
-            start = min(offset, len(segment.data) - size)
-            start -= start % unit_of(segment)
-            part = replace(segment, data=segment.data[start : start + size])
-            items[number, start] = Document(segments=(part,), name=corpus.names[document_of[number]])
-    documents = np.flatnonzero(whole)
-    for nth, _ in evenly(np.ones(len(documents), np.int64), count):
-        document = corpus[int(documents[nth])]
-        items[-1, int(documents[nth])] = beginning(document, config, most_bytes)
-    return list(items.values())
-
-
-def evenly(lengths: np.ndarray, count: int) -> list[tuple[int, int]]:
-    """The middles of `count` equal shares of things laid end to end: which of them, and where in it."""
-    ends = np.cumsum(lengths)
-    if not len(ends) or not ends[-1]:
-        return []
-    places = (2 * np.arange(count) + 1) * ends[-1] // (2 * count)
-    found = ends.searchsorted(places, "right")
-    return list(zip(found.tolist(), (places - ends[found] + lengths[found]).tolist(), strict=True))
-
-
-def shown_size(segment: Segment, most: int) -> int:
-    """How much of a segment is shown: a picture whole, of others whole frames or samples up to `most` ids, or one."""
-    if size_of(segment) is not None:
-        return len(segment.data)
-    unit, usual = unit_of(segment), USUAL_IDS
-    if segment.modality == audio.MODALITY:
-        usual = SECONDS * unit * audio.unpack_header(segment.header)[0]
-    elif segment.modality == video.MODALITY:
-        usual = FRAMES * unit
-    return min(max(min(usual, most) // unit, 1) * unit, len(segment.data))
-
-
-def opening_size(segment: Segment, config: ModelConfig) -> int:
-    """Most ids that stand before the data of a segment."""
-    return len(opening(PAD, segment.header)) + config.span(0)
-
-
-def beginning(document: Document, config: ModelConfig, most_bytes: int) -> Document:
-    """As many of a document's segments as the context holds, the last cut; or all streams, cut at the same time."""
-    room, segments = config.context, []
-    if config.embedder.streams:
-        sizes = [stream.size for stream in config.embedder.streams]
-        heads = sum(opening_size(segment, config) for segment in document.segments)
-        patches = max((room - heads) // config.span(0), 1)
-        parts = zip(document.segments, sizes, strict=False)
-        return replace(document, segments=tuple(replace(s, data=s.data[: patches * size]) for s, size in parts))
-    for segment in document.segments:
-        room -= opening_size(segment, config)
-        if segments and room <= 0:
-            break
-        segments.append(replace(segment, data=segment.data[: shown_size(segment, room + most_bytes)]))
-        room -= len(segments[-1].data)
-    return replace(document, segments=tuple(segments))
 
 
 # -- what the model makes of it ----------------------------------------------------------------------------------------
@@ -179,23 +105,6 @@ def completed(
             written = replace(written, segments=parts)
             items[number] = Item(begun=beside(begun, written), written=written, original=original)
     return items
-
-
-def begin_with(
-    document: Document, config: ModelConfig, marks: Mapping[str, int], most_bytes: int
-) -> tuple[Document, int]:
-    """The first half of a document's last segment with all before it, or of a fused model's streams, and what is left.
-
-    More than half where less is to be written, and less where the context does not hold that.
-    """
-    predicted, last = predicted_streams(config), document.segments[-1]
-    size = sum(len(s.data) for s in document.segments if s.modality in predicted) if predicted else len(last.data)
-    share = max(0.5, 1 - most_bytes / max(size, 1))
-    if not predicted:
-        empty = replace(document, segments=(*document.segments[:-1], replace(last, data=last.data[:0])))
-        room = config.context - len(prompt_ids(empty, config.span(0), "", marks))
-        share = min(share, max(room, 0) / max(size, 1))
-    return cut(document, share, config)
 
 
 def beside(document: Document, other: Document) -> Document:
@@ -245,47 +154,57 @@ def show(
     """Writes what shows the items, and the page of it; the contact sheet comes after the first `entries`."""
     shown, rows, captions = [], [], []
     for number, item in enumerate(items, 1):
-        versions = {"original": item.original, "completion": item.written}
-        bits = {what: bits_of(model, document, marks) for what, document in versions.items() if document is not None}
-        numbers, files = numbers_of(item, bits), {}
-        for what, costs in bits.items():
-            for part, segment in enumerate(cast(Document, versions[what]).segments):
+        versions = {
+            what: document
+            for what, document in (("original", item.original), ("completion", item.written))
+            if document is not None
+        }
+        bits = {what: bits_of(model, document, marks) for what, document in versions.items()}
+        files = {}
+        for what, document in versions.items():
+            for part, segment in enumerate(document.segments):
                 given = len(item.begun.segments[part].data) if what == "completion" else 0
-                if given == len(segment.data) and (given == 0 or item.original is not None):
+                if item.original is not None and given == len(segment.data) > 0:
                     continue  # nothing was written there, and the original is shown
-                place = f", part {part + 1}" if len(costs) > 1 else ""
-                for view, (suffix, content) in views(segment, costs[part], given).items():
-                    name = f"{number}-{part + 1}-{segment.modality}-{what}-{view}{suffix}".replace(" ", "-")
+                place = f", part {part + 1}" if len(document.segments) > 1 else ""
+                for view, (suffix, content) in views(segment, bits[what][part], given).items():
+                    name = f"{number}-{part + 1}-{segment.modality}-{what}-{view}{suffix}"
                     (folder / name).write_bytes(content)
                     files[f"{what}{place}: {view}"] = name
-        document = cast(Document, item.written or item.original)
+        document = versions.get("completion", item.begun)
         kinds = ", ".join(dict.fromkeys(segment.modality for segment in document.segments))
-        shown.append(Entry(title=f"{number}. {kinds}", numbers=numbers, files=files))
-        for row in picture_rows(item):
-            rows.append(row)
-            captions.append(f"{number}.")
-    sheet = []
+        numbers = numbers_of(item, bits)
+        title = f"{number}. {kinds}" + (f" · {document.name}" if document.name else "")
+        shown.append(Entry(title=title, numbers=numbers, files=files))
+        found = picture_rows(item)
+        rows += found
+        prices = (f"{name} {value:.3f}" for name, value in numbers.items() if isinstance(value, float))
+        captions += [f"{number}. " + ", ".join(prices)] * len(found)
+    sheets = []
     if rows:
         (folder / "pictures.png").write_bytes(contact_sheet(rows, captions=captions))
-        sheet = [Entry(title="Pictures", files={"prompt, completion and original": "pictures.png"})]
-    lead = "Each item stands by itself: the model saw nothing before it. Bits per byte are those of its data alone."
-    return gallery.gallery(folder, [*entries, *sheet, *shown], "What the model makes of it", lead)
+        sheets.append(Entry(title="Pictures", files={"prompt, completion and original": "pictures.png"}))
+    lead = "Each item stands by itself: the model saw nothing before it. Its bits per byte are those of its data alone."
+    return gallery.gallery(folder, [*entries, *sheets, *shown], "What the model makes of it", lead)
 
 
 def numbers_of(item: Item, bits: Mapping[str, Sequence[np.ndarray]]) -> dict[str, float | str]:
-    """Bits per byte of an item: all of the original, what was written, and what the original has there."""
-    numbers: dict[str, float | str] = {"bytes given": sum(len(segment.data) for segment in item.begun.segments)}
+    """Bits per byte of an item: of the original, of what was left out of it, and of what was written there."""
     starts = [len(segment.data) for segment in item.begun.segments]
-    tails = {what: [part[start:] for part, start in zip(parts, starts, strict=True)] for what, parts in bits.items()}
+    stops = [len(segment.data) for segment in (item.written or item.begun).segments]
+    there = {
+        what: [part[start:stop] for part, start, stop in zip(parts, starts, stops, strict=True)]
+        for what, parts in bits.items()
+    }
+    numbers: dict[str, float | str] = {"bytes given": sum(starts)} if item.written else {}
     for name, parts in (
-        ("original, bits per byte", bits.get("original", ())),
-        ("of that the part left out", tails.get("original", ()) if item.written else ()),
-        ("written in its place", tails.get("completion", ())),
+        ("bits per byte", bits.get("original", ())),
+        ("left out", there.get("original", ())),
+        ("written", there.get("completion", ())),
     ):
-        known = np.concatenate([np.empty(0), *parts])
-        known = known[np.isfinite(known)]
-        if len(known):
-            numbers[name] = float(known.mean())
+        costs = np.concatenate([np.empty(0), *parts])
+        if np.isfinite(costs).any():
+            numbers[name] = float(np.nanmean(costs))
     return numbers
 
 
@@ -295,16 +214,12 @@ def picture_rows(item: Item) -> list[Row]:
     for part, segment in enumerate(item.written.segments if item.written else ()):
         given = item.begun.segments[part]
         if segment.modality == image.MODALITY and len(given.data) < len(segment.data):
-            height, width, channels, side = image.unpack_header(segment.header)
+            _, width, channels, side = image.unpack_header(segment.header)
             lines = max(side, 1)
             begun = image.to_array(given)[: -(-len(given.data) // (width * channels * lines)) * lines]
-            rows.append(
-                (
-                    begun,
-                    image.to_array(segment),
-                    image.to_array(item.original.segments[part]) if item.original else None,
-                )
-            )
+            original = item.original.segments[part] if item.original else segment
+            whole = image.to_array(original) if item.original and len(original.data) else None
+            rows.append((begun, image.to_array(segment), whole))
     return rows
 
 
@@ -314,8 +229,8 @@ def views(segment: Segment, bits: np.ndarray, given: int) -> dict[str, tuple[str
         return {}
     found = {"surprise": surprise_map(segment, bits, given)}
     if segment.modality == audio.MODALITY:
-        rate, samples = audio.unpack_header(segment.header)[0], audio.to_array(segment)
-        found["spectrogram"] = ".png", spectrogram(samples, rate, given // unit_of(segment))
+        rate = audio.unpack_header(segment.header)[0]
+        found["spectrogram"] = ".png", spectrogram(audio.to_array(segment), rate, given // unit_of(segment))
         found["sound"] = ".wav", audio.decode(segment, ".wav")
     elif segment.modality == video.MODALITY:
         rate = video.unpack_header(segment.header)[3]

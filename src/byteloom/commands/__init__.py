@@ -5,6 +5,7 @@ A new command is a new file here. The first line of its docstring is what `bytel
 
 import contextlib
 import functools
+import importlib
 import io
 import json
 import re
@@ -76,3 +77,9 @@ def write_report(values: Mapping[str, Any], target: str | None) -> None:
 def note(line: str) -> None:
     """Says something on stderr, so that stdout stays clean for results."""
     print(line, file=sys.stderr)
+
+
+def prepare_pictures(folder: Path) -> None:
+    """Makes the folder, and imports what will draw: what is missing is said before the work and not after it."""
+    importlib.import_module("byteloom.showcase")
+    folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from byteloom.codecs import MediaConfig, media_from_dict
-from byteloom.commands import UsageError, note, parse, write_report
+from byteloom.commands import UsageError, note, parse, prepare_pictures, write_report
 from byteloom.evaluation import Evaluation, Method, baselines, evaluate, first_bytes, predicted_part
 from byteloom.models.store import load, read_run
 from byteloom.quantization import Weights, quantize
@@ -66,9 +66,7 @@ def main(argv: list[str]) -> None:
     if options.show < 1 or options.show_bytes < 0:
         raise UsageError(f"--show is {options.show} and --show-bytes {options.show_bytes}; give at least 1 and 0")
     if options.pictures is not None:
-        from byteloom.showcase import show_evaluation  # needs packages that others do without, and says so now
-
-        options.pictures.mkdir(parents=True, exist_ok=True)
+        prepare_pictures(options.pictures)
     network = quantize(load(options.model, options.device), options.weights)
     corpus = open_data(list(options.paths), options.modality, options.media)
     if options.max_bytes is not None:
@@ -81,6 +79,8 @@ def main(argv: list[str]) -> None:
     if options.json != "-":
         show(options.model, found, report)
     if options.pictures is not None:
+        from byteloom.showcase import show_evaluation
+
         count, most = options.show, options.show_bytes
         path = show_evaluation(options.pictures, network, corpus, found, count=count, most_bytes=most)
         note(f"shown in {path}")

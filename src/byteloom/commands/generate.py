@@ -13,7 +13,7 @@ import tyro
 
 from byteloom import codecs
 from byteloom.codecs import MediaConfig, audio, image, media_from_dict, video
-from byteloom.commands import UsageError, note, parse
+from byteloom.commands import UsageError, note, parse, prepare_pictures
 from byteloom.corpus import Corpus
 from byteloom.documents import DataError, Document, Segment
 from byteloom.drafts import cut, predicted_streams, size_of, unit_of
@@ -99,9 +99,7 @@ def main(argv: list[str]) -> None:
     run = read_run(options.model)
     options = parse(Options, argv, "generate", replace(options, media=media_from_dict(run.get("media") or {})))
     if options.pictures is not None:
-        from byteloom.showcase import show_written  # needs packages that others do without, and says so now
-
-        options.pictures.mkdir(parents=True, exist_ok=True)
+        prepare_pictures(options.pictures)
     network = quantize(load(options.model, options.device), options.weights)
     if options.compile and not can_compile(network.starts[0].device):
         raise UsageError("--compile needs g++ and Python's headers, and torch.compile does not work here; leave it out")
@@ -129,6 +127,8 @@ def main(argv: list[str]) -> None:
             follow = options.follow if options.follow is not None else learned if len(prompt.segments) > 1 else ()
             written = continue_document(network, beginning, left_out, follow, options, shared)
         if options.pictures is not None:
+            from byteloom.showcase import show_written
+
             path = show_written(options.pictures, network, beginning, written, prompt if left_out else None)
             note(f"shown in {path}")
     except ValueError as error:
