@@ -137,15 +137,17 @@ class PatchEmbedder(nn.Module):
     def init_bytes(self, std: float, waves: float | None) -> None:
         """Scale vectors that are summed to the length of one, and with `waves` draw those of bytes anew.
 
-        Then channel i of byte v is sqrt(2) std cos(2 pi (f_i v / 256 + phase_i)), with frequencies between a quarter and
-        `waves`, even on a log scale: near values begin as near vectors, and are still told apart.
+        Then channel i of byte v is sqrt(2) std cos(2 pi (f_i v / 256 + phase_i)), with frequencies between a quarter
+        and `waves`, even on a log scale: near values begin as near vectors, and are still told apart.
         """
         scale = len(self.offsets) ** -0.5 if self.offsets else 1.0
         tables = [(self.table.weight, 1, 1.0)]
         if self.offsets and self.span == 1:
             self.others.weight.mul_(scale)
             tables.append((self.others.weight, len(self.offsets), scale))
-        for weight, count, length in tables if waves is not None and self.of_bytes else ():
+        if waves is None or not self.of_bytes:
+            return
+        for weight, count, length in tables:
             for rows in weight.unflatten(0, (count, -1)):
                 shape = rows.shape[1:]
                 frequencies = torch.exp(torch.rand(shape, device=rows.device) * math.log(waves / 0.25)) * 0.25

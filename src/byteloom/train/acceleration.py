@@ -30,7 +30,8 @@ def accelerated(model: Multiscale, compiled: bool, recompute: Sequence[int] = ()
     """Inside, a model trains as asked; after, it is as it was.
 
     `compiled` compiles each stage's block (all layers of a stage share the code) and the head with its loss, at first
-    use; heads that are chosen by modality are not compiled. Blocks of the stages in `recompute` keep their inputs only and run again in the backward pass.
+    use; heads that are chosen by modality are not compiled. Blocks of the stages in `recompute` keep their inputs only
+    and run again in the backward pass.
     """
     chosen = [block for stage in recompute for block in model.stacks[stage].blocks]
     every = [block for stack in model.stacks for block in stack.blocks] if compiled else []
