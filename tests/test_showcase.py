@@ -158,7 +158,7 @@ def test_what_was_written_is_shown_beside_what_it_was_cut_from(tmp_path: Path) -
     page = (tmp_path / "index.html").read_text()
     tail = bits_of(model, written, codecs.MARKS)
     assert f"<dd>{np.concatenate([tail[0][24:], tail[1]]).mean():.3f}</dd>" in page
-    files = files_of(show_written(tmp_path / "", model, begun, written, None))
+    files = files_of(show_written(tmp_path, model, begun, written, None))
     assert not any("original" in name for name in files)
 
 
@@ -204,5 +204,5 @@ def test_generate_shows_what_it_wrote(
         tmp_path / f"out-{name}",
     ]
     cli.main([*map(str, command), "--pictures", str(tmp_path / "shown")])
-    assert "shown in" in capsys.readouterr().err and (tmp_path / f"out-{name}").stat().st_size
+    assert "shown in" in capsys.readouterr().err and out.stat().st_size
     assert len(files_of(tmp_path / "shown" / "index.html")) == views

@@ -7,6 +7,7 @@ models of arXiv 2305.07185 (appendix); how many bytes they saw is not theirs but
 import difflib
 import itertools
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 from byteloom.codecs import MARKS, MediaConfig
@@ -231,43 +232,9 @@ def paper_audio() -> RunConfig:
 
 
 NAMES: dict[str, Recipe] = {
-    recipe.__name__.replace("_", "-"): recipe
-    for recipe in (
-        text_small,
-        text_base,
-        text_large,
-        code_small,
-        code_base,
-        code_large,
-        image_small,
-        image_base,
-        image_large,
-        audio_small,
-        audio_base,
-        audio_large,
-        video_small,
-        video_base,
-        video_large,
-        mixed_small,
-        mixed_base,
-        mixed_large,
-        unified_8b,
-        million_small,
-        million_base,
-        gpt2_bytes,
-        llama_bytes,
-        paper_s1,
-        paper_s2,
-        paper_s3,
-        paper_s4,
-        paper_s5,
-        paper_s6,
-        paper_text,
-        paper_image64,
-        paper_image256,
-        paper_image640,
-        paper_audio,
-    )
+    name.replace("_", "-"): thing
+    for name, thing in list(vars().items())
+    if isinstance(thing, FunctionType) and not name.startswith("_") and thing.__annotations__ == {"return": RunConfig}
 }
 """Every recipe by its name."""
 

@@ -174,7 +174,7 @@ def show(
         document = versions.get("completion", item.begun)
         kinds = ", ".join(dict.fromkeys(segment.modality for segment in document.segments))
         numbers = numbers_of(item, bits)
-        title = f"{number}. {kinds}" + (f" · {document.name}" if document.name else "")
+        title = f"{number}. {kinds}" + (f" · {item.begun.name}" if item.begun.name else "")
         shown.append(Entry(title=title, numbers=numbers, files=files))
         found = picture_rows(item)
         rows += found
