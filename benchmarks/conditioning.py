@@ -22,7 +22,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,15 +33,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from byteloom import ModelConfig, Multiscale, StageConfig
+from byteloom import ModelConfig, Multiscale, recipes
 from byteloom.codecs import MARKS, audio, image
 from byteloom.documents import PAD, Document, Segment, to_ids
 from byteloom.evaluation import standard_error
 from byteloom.layers.continuous import InputConfig
 from byteloom.losses import bits_per_byte
-from byteloom.models.config import EmbedderConfig, ModalityConfig
 from byteloom.train.acceleration import keep_memory
-from byteloom.train.loop import choose_precision
+from byteloom.train.loop import RunConfig, choose_precision
 from byteloom.train.optim import OptimConfig, Optimizers
 
 CPU = torch.device("cpu")
@@ -117,17 +116,16 @@ def clips(suite: Path, split: str) -> Iterator[tuple[str, Segment, np.ndarray]]:
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of data, its condition, and the patch that its bytes are cut into."""
+    """A kind of data, its condition, and the recipe whose model is to learn it."""
 
     read: Callable[[Path, str], Iterator[tuple[str, Segment, np.ndarray]]]
     condition: InputConfig
-    patch_size: int
-    modality: str
+    recipe: Callable[[], RunConfig]
 
 
 TASKS = {
-    "image": Task(tiles, InputConfig(name="colours", width=3 + GRID * GRID, patch=(1, 1)), 12, "image"),
-    "speech": Task(clips, InputConfig(name="spectrogram", width=BANDS + FRAMES), 8, "audio"),
+    "image": Task(tiles, InputConfig(name="colours", width=3 + GRID * GRID, patch=(1, 1)), recipes.image_small),
+    "speech": Task(clips, InputConfig(name="spectrogram", width=BANDS + FRAMES), recipes.audio_small),
 }
 
 
@@ -136,7 +134,8 @@ def rows_of(task: Task, suite: Path, split: str, most: int | None = None) -> Row
     read = list(task.read(suite, split))
     chosen = np.linspace(0, len(read) - 1, min(most or len(read), len(read))).round().astype(int)
     names, segments, conditions = zip(*(read[i] for i in chosen), strict=True)
-    ids = [to_ids(Document(segments=(segment,)), MARKS, task.patch_size) for segment in segments]
+    patch_size = task.recipe().model.span(0)
+    ids = [to_ids(Document(segments=(segment,)), MARKS, patch_size) for segment in segments]
     return Rows(
         ids=torch.from_numpy(np.stack(ids).astype(np.int64)),
         conditions=torch.from_numpy(np.stack(conditions)),
@@ -146,17 +145,13 @@ def rows_of(task: Task, suite: Path, split: str, most: int | None = None) -> Row
 
 
 def model_config(task: Task, rows: Rows, conditioned: bool) -> ModelConfig:
-    """Two stages, which know the place of a byte in its tile or clip; with the condition before it, or without."""
-    return ModelConfig(
-        stages=(
-            StageConfig(dim=128, num_layers=4, num_heads=2, patch_size=task.patch_size),
-            StageConfig(dim=64, num_layers=2, num_heads=1, cross_patch=task.patch_size),
-        ),
-        modalities=(ModalityConfig(name=task.modality, mark=MARKS[task.modality]),),
-        embedder=EmbedderConfig(kind="universal", positions=rows.num_bytes),
+    """The recipe's model, which here also knows places in a tile or clip; with the condition before it, or without."""
+    model = task.recipe().model
+    return replace(
+        model,
+        embedder=replace(model.embedder, positions=rows.num_bytes),
         inputs=(task.condition,) if conditioned else (),
         context=rows.ids.shape[1],
-        init_std=0.08,
     )
 
 
@@ -176,11 +171,11 @@ def precision() -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=bf16())
 
 
-def train(config: ModelConfig, rows: Rows, steps: int, batch_size: int, seed: int) -> Multiscale:
+def train(config: ModelConfig, optim: OptimConfig, rows: Rows, steps: int, batch_size: int, seed: int) -> Multiscale:
     """A model that has seen `steps` batches of rows, drawn by the seed."""
     torch.manual_seed(seed)
     model = Multiscale(config)
-    optimizers = Optimizers(model, OptimConfig(warmup=0.05, learning_rate=0.01))
+    optimizers = Optimizers(model, optim)
     order = np.random.default_rng(seed)
     epochs = (order.permutation(len(rows.ids)) for _ in itertools.count())
     numbers = itertools.chain.from_iterable(epochs)
@@ -219,7 +214,7 @@ def compare(task: Task, suite: Path, seed: int, options: "Options") -> dict[str,
     for kind in ("without", "with"):
         config = model_config(task, learned, kind == "with")
         began = time.monotonic()
-        model = train(config, learned, options.steps, options.batch_size, seed)
+        model = train(config, task.recipe().optim, learned, options.steps, options.batch_size, seed)
         seconds[kind] = time.monotonic() - began
         parameters[kind] = sum(p.numel() for p in model.parameters())
         sums[kind] = nats_by_group(model, tested, tested.conditions)

@@ -193,16 +193,8 @@ def test_evaluate_shows_pictures(run: Path, tmp_path: Path, capsys: pytest.Captu
 def test_generate_shows_what_it_wrote(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, views: int
 ) -> None:
-    command = [
-        "generate",
-        run,
-        "--prompt-file",
-        tmp_path / name,
-        "--prompt-share",
-        0.5,
-        "--out",
-        tmp_path / f"out-{name}",
-    ]
+    out = tmp_path / f"out-{name}"
+    command = ["generate", run, "--prompt-file", tmp_path / name, "--prompt-share", 0.5, "--out", out]
     cli.main([*map(str, command), "--pictures", str(tmp_path / "shown")])
     assert "shown in" in capsys.readouterr().err and out.stat().st_size
     assert len(files_of(tmp_path / "shown" / "index.html")) == views
