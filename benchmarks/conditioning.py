@@ -1,6 +1,6 @@
 """Continuous inputs as a condition for bytes: the same model with a prefix of real numbers and without, on real data.
 
-    python benchmarks/conditioning.py SUITE [--sets image speech] [--seeds 0 1] [--steps 120] [--json FILE]
+    python benchmarks/conditioning.py SUITE [--sets image speech] [--seeds 0 1] [--steps 300] [--json FILE]
 
 SUITE is the folder of benchmarks/suite.py, with image_rgb32 and audio_speech.
 
@@ -243,11 +243,11 @@ class Options:
     """Which data."""
     seeds: tuple[int, ...] = (0, 1)
     """Of the first weights and the order of the rows."""
-    steps: int = 120
+    steps: int = 300
     """Updates of each model."""
-    batch_size: int = 4
+    batch_size: int = 2
     """Rows in an update."""
-    test_rows: int = 160
+    test_rows: int = 240
     """Rows of the test split to measure on, from all over it."""
     threads: int = 1
     """Cores to use."""

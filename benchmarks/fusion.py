@@ -1,6 +1,6 @@
 """Time-aligned streams fused into one model, on real video: what context is worth, and what its absence costs.
 
-    python benchmarks/fusion.py SUITE OUT [--max-bytes 600000] [--seeds 0] [--json FILE]
+    python benchmarks/fusion.py SUITE OUT [--max-bytes 600000] [--seeds 0 1] [--json FILE]
 
 SUITE is the folder of benchmarks/suite.py, with video_rgb64. Of each clip there are three streams, and a patch of the
 model holds the same 2 x 2 pixels of all of them:
@@ -118,15 +118,16 @@ def run_config(
     return RunConfig(
         model=ModelConfig(
             stages=(
-                StageConfig(dim=128, num_layers=4, num_heads=2, patch_size=size),
-                StageConfig(dim=64, num_layers=2, num_heads=1, cross_patch=size),
+                StageConfig(dim=192, num_layers=2, num_heads=3, patch_size=size, token_shift=True),
+                StageConfig(dim=128, num_layers=1, num_heads=2, cross_patch=size, token_shift=True),
             ),
             embedder=EmbedderConfig(kind="fusion", streams=streams, fuse=fuse, stream_dropout=dropout),
             heads="by_modality",
             context=options.patches * size,
             init_std=0.08,
+            init_waves=32.0,
         ),
-        optim=OptimConfig(warmup=0.05, learning_rate=0.01),
+        optim=OptimConfig(muon_learning_rate=0.01, warmup=0.05),
         train=TrainConfig(
             batch_size=options.batch_size, max_bytes=options.max_bytes, seed=seed, compile="off", validations=1
         ),
@@ -153,7 +154,7 @@ class Options:
     """Kinds of fusion layer."""
     dropout: tuple[float, ...] = (0.0, 0.3)
     """Shares of sequences in which a stream is kept away in training."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = (0, 1)
     """Of the first weights and the order of the data."""
     max_bytes: int = 600_000
     """Bytes of pixels that each model sees."""
