@@ -241,6 +241,7 @@ def test_segments_find_their_streams() -> None:
 
 def test_modalities_come_from_what_is_declared_or_from_all_codecs() -> None:
     assert {name: m.mark for name, m in modalities_of().items()} == codecs.MARKS
-    found = modalities_of([("text", 260, range(256)), ("codes", 290, range(320, 330))])
+    found = modalities_of([("text", 260, range(256), 0), ("codes", 290, range(320, 330), 2)])
+    assert found["codes"].num_digits == 4 and found["text"].num_digits == 0
     assert found["text"].codec is codecs.by_modality("text") and found["codes"].codec is None
-    assert found["codes"].ids == range(320, 330) and found["codes"].num_digits == 0
+    assert found["codes"].ids == range(320, 330)

@@ -105,7 +105,9 @@ def finish(config: ModelConfig, draft: Draft) -> Document:
 
 def known_modalities(config: ModelConfig) -> dict[str, Modality]:
     """The modalities that a model tells apart, by name; those of all codecs where it tells none apart."""
-    return modalities_of((m.name, m.mark, range(m.first_id, m.first_id + m.num_ids)) for m in config.modalities)
+    return modalities_of(
+        (m.name, m.mark, range(m.first_id, m.first_id + m.num_ids), m.header_bytes) for m in config.modalities
+    )
 
 
 def marks_of(modalities: Mapping[str, Modality]) -> dict[str, int]:

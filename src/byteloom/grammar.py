@@ -47,12 +47,14 @@ class Modality:
     ids: range = range(256)
     """What its data may hold."""
     codec: ModuleType | None = None
-    """Its codec; None for tokens, which have no header and run until they end."""
+    """Its codec; None for tokens, whose segments run until they end."""
+    header_bytes: int = 0
+    """Length of the headers of tokens; a codec says that of its own."""
 
     @property
     def num_digits(self) -> int:
         """Ids that write its header."""
-        return 0 if self.codec is None else 2 * self.codec.HEADER_BYTES
+        return 2 * (self.header_bytes if self.codec is None else self.codec.HEADER_BYTES)
 
     def size_after(self, digits: Sequence[int]) -> int | None:
         """How many ids of data a segment with this header has.
@@ -71,12 +73,20 @@ BYTES = Modality(name="bytes", mark=codecs.MARKS["bytes"])
 """What data are that no mark, or one that nobody knows, stands before."""
 
 
-def modalities_of(declared: Iterable[tuple[str, int, range]] = ()) -> dict[str, Modality]:
-    """Modalities by name: those declared, each its name, mark and data ids; where there are none, all codecs."""
-    declared = list(declared) or [(name, mark, range(256)) for name, mark in codecs.MARKS.items()]
+def modalities_of(declared: Iterable[tuple[str, int, range, int]] = ()) -> dict[str, Modality]:
+    """Modalities by name: those declared, each its name, mark, data ids and length of header; where there are none, all
+    codecs. The codec of that name, where there is one, says the length of the header.
+    """
+    declared = list(declared) or [(name, mark, range(256), 0) for name, mark in codecs.MARKS.items()]
     return {
-        name: Modality(name=name, mark=mark, ids=ids, codec=codecs.by_modality(name) if name in codecs.MARKS else None)
-        for name, mark, ids in declared
+        name: Modality(
+            name=name,
+            mark=mark,
+            ids=ids,
+            codec=codecs.by_modality(name) if name in codecs.MARKS else None,
+            header_bytes=header_bytes,
+        )
+        for name, mark, ids, header_bytes in declared
     }
 
 

@@ -42,7 +42,7 @@ class Item:
 
 
 def show_evaluation(
-    folder: Path, model: Multiscale, corpus: Corpus, found: Evaluation, *, count: int = 4, most_bytes: int = 12288
+    folder: Path, model: Multiscale, corpus: Corpus, found: Evaluation, *, count: int = 4, most_bytes: int = 4096
 ) -> Path:
     """Shows a few items of a corpus and what the model makes of their beginnings; returns the path of the page.
 

@@ -158,6 +158,12 @@ def modalities(laid: Sequence[Block]) -> "tuple[ModalityConfig, ...]":
     from byteloom.models.config import ModalityConfig
 
     return tuple(
-        ModalityConfig(name=block.name, mark=block.mark, first_id=block.first_id, num_ids=block.num_ids)
+        ModalityConfig(
+            name=block.name,
+            mark=block.mark,
+            first_id=block.first_id,
+            num_ids=block.num_ids,
+            header_bytes=block.tokenizer.header_bytes,
+        )
         for block in laid
     )

@@ -51,7 +51,7 @@ class Options:
     is given the first half."""
     show: int = 4
     """Items of each modality that --pictures shows, chosen evenly over the data."""
-    show_bytes: int = 12288
+    show_bytes: int = 4096
     """Most bytes to write for each item that --pictures shows; 0: none."""
     media: Annotated[MediaConfig, tyro.conf.arg(name="")] = field(default_factory=MediaConfig)
 

@@ -29,10 +29,16 @@ class ModalityConfig:
     """The first id of its data: 0 for bytes, the block of its vocabulary for tokens."""
     num_ids: int = VOCABULARY.num_bytes
     """How many ids its data have."""
+    header_bytes: int = 0
+    """Length of the headers of tokens, so that generation writes them; a codec says that of its own modality."""
 
     def __post_init__(self) -> None:
         if not VOCABULARY.first_mark <= self.mark < VOCABULARY.end_of_marks:
             raise ValueError(f"ModalityConfig.mark of {self.name} is {self.mark}; it must be from 259 to 303")
+        if self.header_bytes < 0:
+            raise ValueError(
+                f"ModalityConfig.header_bytes of {self.name} is {self.header_bytes}; it must be at least 0"
+            )
         outside = self.first_id >= VOCABULARY.end_of_reserved or self.first_id + self.num_ids <= VOCABULARY.num_bytes
         if self.first_id < 0 or self.num_ids < 1 or not outside:
             raise ValueError(
