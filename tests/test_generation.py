@@ -6,12 +6,13 @@ import configs
 import numpy as np
 import pytest
 import torch
-from test_multiscale import BY_STAGES, ONE
+from test_multiscale import BY_STAGES, ONE, TWO
 
 from byteloom.codecs import audio, image
 from byteloom.documents import Document, Segment, to_fused_ids, to_ids
 from byteloom.drafts import Draft, Prompt, begin, prompt_ids
 from byteloom.generation import generate, generate_documents, stream
+from byteloom.layers.continuous import InputConfig
 from byteloom.layers.modalities import EmbedderConfig, StreamConfig
 from byteloom.models import decoding
 from byteloom.models.config import ModelConfig, StageConfig
@@ -362,3 +363,27 @@ def test_bad_requests_for_documents_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=expected):
             generate_documents(model, prompt, **options)
+
+
+@pytest.mark.parametrize("max_context", [None, 12])
+def test_continuous_inputs_stand_before_every_prompt(max_context: int | None) -> None:
+    """Greedy bytes are those of plain forward calls with the same inputs, beyond the context too."""
+    config = dataclasses.replace(TWO, inputs=(InputConfig(name="words", width=3),))
+    model, greedy = configs.build(config), SamplingConfig(temperature=0)
+    x = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(1))
+    shared = {"max_bytes": 20, "sampling": greedy, "max_context": max_context}
+    together = generate(model, ["ab", "abcde"], inputs=[("words", x)], **shared)
+    for row, prompt in enumerate(["ab", "abcde"]):
+        assert together[row] == generate(model, prompt, inputs=[("words", x[row : row + 1])], **shared)
+        document = generate_documents(model, prompt, inputs=[("words", x[row : row + 1])], **shared)
+        assert bytes(document.segments[0].data) == prompt.encode() + together[row]
+    assert together != generate(model, ["ab", "abcde"], inputs=[("words", x + 1)], **shared)
+    if max_context is None:
+        ids = torch.from_numpy(prompt_ids("ab", 4, "text")).unsqueeze(0)
+        for value in together[0]:
+            following = model(torch.cat((ids, ids[:, :1]), 1), inputs=[("words", x[:1])])[0, -1]
+            allowed = torch.cat((following[:256], following[258:259]))
+            assert int(allowed.argmax()) == value
+            ids = torch.cat((ids, torch.tensor([[value]])), 1)
+    with pytest.raises(ValueError, match="2 rows for 1 prompts"):
+        generate(model, "a", inputs=[("words", x)])

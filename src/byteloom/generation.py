@@ -18,7 +18,8 @@ from byteloom.documents import BOS, EOS, VOCAB_SIZE, Document
 from byteloom.drafts import Draft, Prompt, begin, finish, known_modalities, marks_of, prompt_ids
 from byteloom.grammar import Choices, only
 from byteloom.losses import marks_in_force
-from byteloom.models.multiscale import Multiscale, State
+from byteloom.models.decoding import State, start
+from byteloom.models.multiscale import Inputs, Multiscale
 from byteloom.sampling import Noise, SamplingConfig, Utf8, choose
 
 LARGEST_BURST = 16
@@ -37,6 +38,7 @@ def generate(
     modality: str = "text",
     max_context: int | None = None,
     compiled: bool = False,
+    inputs: Inputs = (),
 ) -> "bytes | list[bytes]":
     """Continues one prompt (bytes come back) or a list of them (a list comes back).
 
@@ -53,6 +55,7 @@ def generate(
         modality: how text and bytes are marked, such as "text" or "bytes".
         max_context: most ids a row sees at once; default: the model's context.
         compiled: compile each stage's step first: some 10 seconds, then two to four times as fast on a CPU.
+        inputs: continuous inputs that the model reads before the prompts, a row for each; see `Multiscale.forward`.
 
     Raises:
         ValueError: a prompt is longer than the context, or an argument makes no sense.
@@ -71,6 +74,7 @@ def generate(
         modality=modality,
         max_context=max_context,
         compiled=compiled,
+        inputs=inputs,
     ):
         for row, value in step:
             written[row].append(value)
@@ -90,6 +94,7 @@ def stream(
     modality: str = "text",
     max_context: int | None = None,
     compiled: bool = False,
+    inputs: Inputs = (),
 ) -> Iterator[list[tuple[int, int]]]:
     """As `generate`, but gives bytes as they come: lists of (row, byte), at most one of each row that still runs."""
     if model.config.embedder.streams:
@@ -104,7 +109,9 @@ def stream(
         raise ValueError("an empty stop sequence would stop before the first byte; leave it out")
     if not ids:
         return iter(())
-    return _steps(model.eval(), ids, limit, max_bytes, sampling or SamplingConfig(), seed, stops, valid_utf8, compiled)
+    prefix = _prefix(model, inputs, len(ids))
+    sampling = sampling or SamplingConfig()
+    return _steps(model.eval(), ids, limit, max_bytes, sampling, seed, stops, valid_utf8, compiled, prefix)
 
 
 @torch.inference_mode()
@@ -118,6 +125,7 @@ def _steps(
     stops: list[bytes],
     valid_utf8: bool,
     compiled: bool,
+    prefix: Tensor | None,
 ) -> Iterator[list[tuple[int, int]]]:
     """Rows go through their patches in step, so that a coarse stage runs once a patch for all of them.
 
@@ -139,7 +147,8 @@ def _steps(
     need = max(map(len, prompts)) + max_bytes  # no more room than can be filled
     # What is compiled is compiled for one size: so few sizes.
     context = min(context, 1 << (need - 1).bit_length() if compiled else need)
-    state = _prefill(model, [torch.from_numpy(ids.astype(np.int64)) for ids in prompts], context, compiled)
+    read = [torch.from_numpy(ids.astype(np.int64)) for ids in prompts]
+    state = _prefill(model, read, context, compiled, prefix=prefix)
     while rows and max(left) > 0:
         # Rows inside a patch go on alone until they stand where the others do.
         phases = [length % patch for length in state.lengths[: len(rows)].tolist()]
@@ -212,6 +221,7 @@ def generate_documents(
     modalities: Sequence[str] | None = None,
     max_context: int | None = None,
     compiled: bool = False,
+    inputs: Inputs = (),
 ) -> "Document | list[Document]":
     """Continues one prompt (a document comes back) or a list of them (a list comes back), of any modality.
 
@@ -234,6 +244,7 @@ def generate_documents(
             model tells apart, and none after text and bytes.
         max_context: most ids a row sees at once; default: the model's context.
         compiled: compile each stage's step first: some 10 seconds, then two to four times as fast on a CPU.
+        inputs: continuous inputs that the model reads before the prompts, a row for each; see `Multiscale.forward`.
 
     Raises:
         ValueError: a prompt is longer than the context, a modality is unknown, or an argument makes no sense.
@@ -255,6 +266,7 @@ def generate_documents(
         seed,
         valid_utf8,
         compiled,
+        _prefix(model, inputs, len(drafts)),
     )
     documents = [finish(model.config, draft) for draft in drafts]
     return documents[0] if single else documents
@@ -271,6 +283,7 @@ def _write(
     seed: int,
     valid_utf8: bool,
     compiled: bool,
+    prefix: Tensor | None,
 ) -> None:
     """Writes documents to their ends, an id of each in a turn: the one that must come, or what the model chooses."""
     rows = [i for i, draft in enumerate(drafts) if not draft.is_done(max_bytes)]
@@ -283,7 +296,8 @@ def _write(
     occurred = _occurred(prompts, vocab_size, device) if sampling.repetition_penalty != 1.0 else None
     noise = Noise([seed + i for i in range(len(drafts))], vocab_size, device) if sampling.temperature else None
     masks: dict[Choices, Tensor] = {}
-    state = _prefill(model, [torch.from_numpy(ids) for ids in prompts], context, compiled)
+    before = None if prefix is None else prefix[rows]
+    state = _prefill(model, [torch.from_numpy(ids) for ids in prompts], context, compiled, prefix=before)
     while True:
         choices = [drafts[i].choices(min_bytes) for i in rows]
         values = torch.tensor([part[0].start for part in choices], device=device)
@@ -349,11 +363,14 @@ def _prefill(
     compiled: bool,
     mark: Tensor | None = None,
     since: Tensor | None = None,
+    prefix: Tensor | None = None,
 ) -> State:
-    """A state that has read these ids, one tensor (T,) a row; `mark` and `since` (B,) are those before them."""
+    """A state that has read these ids, one tensor (T,) a row; `mark` and `since` (B,) are those before them, and
+    `prefix` (B, K, D) is what the coarsest stage reads first.
+    """
     device = model.starts[0].device
     lengths = torch.tensor([len(ids) for ids in prompts])
-    state = model.start(len(prompts), context, compiled, mark=mark, since=since)
+    state = start(model, len(prompts), context, compiled, mark, since, prefix)
     padded = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True) if int(lengths.max()) else None
     if padded is not None:
         model.prefill(padded.to(device), lengths, state)
@@ -366,11 +383,20 @@ def _roll(model: Multiscale, state: State, context: int, compiled: bool) -> Stat
     cuts = [-(-(length // 2) // span) * span if length >= model.room(state) else 0 for length in lengths]
     prompts = [ids[cut:length].cpu() for ids, cut, length in zip(state.ids, cuts, lengths, strict=True)]
     if state.since is None:  # the model tells nothing apart
-        return _prefill(model, prompts, context, compiled)
+        return _prefill(model, prompts, context, compiled, prefix=state.prefix)
     at = torch.tensor(cuts, device=state.ids.device).unsqueeze(1)
     marks = marks_in_force(F.pad(state.ids, (0, 1)), state.first_mark)
     mark, since = (tags.gather(1, at).squeeze(1) for tags in (marks, state.since))
-    return _prefill(model, prompts, context, compiled, mark, since)
+    return _prefill(model, prompts, context, compiled, mark, since, state.prefix)
+
+
+@torch.no_grad()
+def _prefix(model: Multiscale, inputs: Inputs, rows: int) -> Tensor | None:
+    """Continuous inputs as vectors (B, K, D). Raises ValueError where they have not a row for each prompt."""
+    prefix = model.prefix(inputs)
+    if prefix is not None and prefix.shape[0] != rows:
+        raise ValueError(f"continuous inputs have {prefix.shape[0]} rows for {rows} prompts; give one for each")
+    return prefix
 
 
 def _context(model: Multiscale, max_context: int | None, lengths: Sequence[int], max_bytes: int) -> int:
