@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from test_corpus import text
 from test_multiscale import BY_STAGES, THREE, TWO
 
+from byteloom.codecs import MARKS
 from byteloom.corpus import Corpus
-from byteloom.documents import DataError, Document, Segment
+from byteloom.documents import DataError, Document, Segment, to_fused_ids
 from byteloom.evaluation import baselines, evaluate, first_bytes, item_starts, plan, predicted_part
 from byteloom.layers.modalities import EmbedderConfig, StreamConfig
 from byteloom.models.config import ModalityConfig, ModelConfig, StageConfig
@@ -310,3 +311,23 @@ def test_baselines_are_the_compressors_own_sizes() -> None:
     parts = Corpus.from_documents([text(data[:1000], name="a"), text(data[1000:], name="b")])
     assert baselines(parts)["gzip"] == found["gzip"]
     assert baselines(data, max_bytes=100) == baselines(data[:100])
+
+
+@pytest.mark.parametrize("roles", [("predicted", "past"), ("given", "predicted"), ("given", "predicted", "past")])
+def test_streams_that_are_context_may_stand_anywhere(roles: tuple[str, ...]) -> None:
+    streams = tuple(StreamConfig(name=role, size=2, role=role) for role in roles)
+    first = dataclasses.replace(TWO.stages[0], patch_size=2 * len(roles))
+    config = dataclasses.replace(
+        TWO,
+        stages=(first, TWO.stages[1]),
+        embedder=EmbedderConfig(kind="fusion", streams=streams),
+        heads="by_modality",
+        context=10 * 2 * len(roles),
+    )
+    model = configs.build(config)
+    part = Segment(modality="bytes", data=np.arange(14, dtype=np.uint8))
+    found = evaluate(model, Corpus.from_documents([Document(segments=(part,) * len(roles))]))
+    ids = to_fused_ids(Document(segments=(part,) * len(roles)), MARKS, [2] * len(roles)).astype(np.int64)
+    loss = model.loss(torch.from_numpy(ids).unsqueeze(0))
+    assert found.bytes == 14 and list(found.by_modality) == ["predicted"]
+    assert found.nats == pytest.approx(float(loss.nats.detach()), rel=1e-5)

@@ -166,7 +166,7 @@ def evaluate(
     windows = plan(len(stream), context, span, method, stride)
     edges = np.unique(np.geomspace(1, context, 33).astype(np.int64))
     names, starts = row_names(model.config, corpus.modalities), item_starts(stream, fused)
-    sizes = (max(names, default=0) + 1, span, context, len(starts))
+    sizes = (max([*names, len(model.config.embedder.streams)]) + 1, span, context, len(starts))
     rows, patch, place, items = (np.zeros((size, 2)) for size in sizes)
     device = model.starts[0].device
     training = model.training
