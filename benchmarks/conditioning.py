@@ -1,21 +1,22 @@
 """Continuous inputs as a condition for bytes: the same model with a prefix of real numbers and without, on real data.
 
-    python benchmarks/conditioning.py SUITE [--sets image speech] [--seeds 0 1] [--steps 700] [--json FILE]
+    python benchmarks/conditioning.py SUITE [--sets image speech] [--seeds 0 1] [--steps 300] [--json FILE]
 
 SUITE is the folder of benchmarks/suite.py, with image_rgb32 and audio_speech.
 
-    image    pictures of 16 x 16 pixels in RGB, quarters of the tiles; the condition is a grid of 4 x 4 mean colours,
-             16 vectors
-    speech   512 samples, 64 ms, in mu-law; the condition is 8 frames of a spectrogram in 16 bands, 8 vectors
+    image    tiles of 32 x 32 pixels in RGB; the condition is their mean colours in a grid of 16 x 16, 256 vectors
+    speech   2,048 samples, about a quarter of a second, in mu-law; the condition is a spectrogram of 64 frames in 16
+             bands, 64 vectors
 
-Every picture or clip is a document and a row of its own: short ones, for which vector belongs to which patch has to be
-learned, place by place. Both models of a seed see the same rows in the same order. The
-loop is this program's own: byteloom.train.loop reads files, and a condition belongs to a row and stands in no file.
+There is a vector for each patch, in the same order, so that each lies at one and the same distance before the patch
+that it tells of: rotary attention has one distance to learn. Every tile or clip is a document and a row of its own.
+Both models of a seed see the same rows in the same order. The loop is this program's own: byteloom.train.loop reads
+files, and a condition belongs to a row and stands in no file.
 
 Reported: bits per byte of the test split without and with the condition, how much lower with it, and the conditioned
 model when it is given the condition of another row, which says that it reads it. Errors are standard errors over
-photographs or spoken prompts, which the splits do not share; they know nothing of the seed. A grid of colours has 48
-values, about 8 bits each, so to a perfect model of 768 bytes it is worth no more than about 0.5 bits a byte.
+photographs or spoken prompts, which the splits do not share; they know nothing of the seed. A grid of 768 colours of 8
+bits tells a perfect model at most 2 bits of each of the 3,072 bytes.
 """
 
 import functools
@@ -45,17 +46,15 @@ from byteloom.train.loop import RunConfig, choose_precision
 from byteloom.train.optim import OptimConfig, Optimizers
 
 CPU = torch.device("cpu")
-TILE = 32
-"""Side of a tile of the data set, in pixels."""
-SIDE = 16
-"""Of a picture, in pixels."""
-GRID = 4
+SIDE = 32
+"""Of a tile, in pixels."""
+GRID = 16
 """Of its mean colours."""
 RATE = 8000
 """Samples of speech a second."""
-CLIP = 512
+CLIP = 2048
 """Samples of a clip."""
-FRAMES = 8
+FRAMES = 64
 """Of its spectrogram."""
 BANDS = 16
 """Of a frame."""
@@ -84,30 +83,23 @@ def items(folder: Path, split: str, suffix: str) -> Iterator[tuple[str, np.ndarr
 
 
 def mean_colours(pixels: np.ndarray) -> np.ndarray:
-    """The mean colours of a picture (H, W, 3) uint8 in a grid: (4, 4, 3 + 16), from -1 to 1, and their places."""
+    """The mean colours of a picture (H, W, 3) uint8 in a grid: (16, 16, 3), from -1 to 1."""
     height, width = pixels.shape[0] // GRID, pixels.shape[1] // GRID
-    return placed(pixels.reshape(GRID, height, GRID, width, 3).mean((1, 3), dtype=np.float32) / 127.5 - 1)
+    return pixels.reshape(GRID, height, GRID, width, 3).mean((1, 3), dtype=np.float32) / 127.5 - 1
 
 
 def spectrogram(samples: np.ndarray) -> np.ndarray:
-    """Loudness of a clip (N,) int16 in time and pitch: (8, 16 + 8), decades of power about a usual one, and places."""
+    """Loudness of a clip (N,) int16 in time and pitch: (64, 16), decades of power about a usual one."""
     frames = samples.reshape(FRAMES, -1) / 32768
     power = np.abs(np.fft.rfft(frames * np.hanning(frames.shape[1]))[:, 1:]) ** 2
-    return placed(np.log10(power.reshape(FRAMES, BANDS, -1).mean(-1) + 1e-6).astype(np.float32) + 2)
-
-
-def placed(features: np.ndarray) -> np.ndarray:
-    """Features (..., F) and which of all K vectors each is (..., F + K): attention finds one by its place."""
-    shape = features.shape[:-1]
-    return np.concatenate((features, np.eye(np.prod(shape), dtype=np.float32).reshape(*shape, -1)), axis=-1)
+    return np.log10(power.reshape(FRAMES, BANDS, -1).mean(-1) + 1e-6).astype(np.float32) + 2
 
 
 def tiles(suite: Path, split: str) -> Iterator[tuple[str, Segment, np.ndarray]]:
-    """Of each quarter of a tile the photograph, the pixels in patches of 2 x 2 and the condition."""
+    """Of each tile the photograph, the pixels in patches of 2 x 2 and the condition."""
     for name, data in items(suite / "image_rgb32", split, "bin"):
-        quarters = data.reshape(TILE // SIDE, SIDE, TILE // SIDE, SIDE, 3).swapaxes(1, 2).reshape(-1, SIDE, SIDE, 3)
-        for pixels in quarters:
-            yield name.partition("@")[0], image.from_array(pixels), mean_colours(pixels)
+        pixels = data.reshape(SIDE, SIDE, 3)
+        yield name.partition("@")[0], image.from_array(pixels), mean_colours(pixels)
 
 
 def clips(suite: Path, split: str) -> Iterator[tuple[str, Segment, np.ndarray]]:
@@ -116,14 +108,6 @@ def clips(suite: Path, split: str) -> Iterator[tuple[str, Segment, np.ndarray]]:
         samples = data.view("<i2")
         for clip in samples[: len(samples) // CLIP * CLIP].reshape(-1, CLIP):
             yield name, audio.from_array(clip, RATE, audio.AudioConfig(coding="mulaw")), spectrogram(clip)
-
-
-def small_pictures() -> RunConfig:
-    """The recipe of pictures, for narrower ones: what it reads of the row of patches above is not so far back."""
-    config, nearer = recipes.image_small(), 6 * (TILE - SIDE)
-    *coarse, finest = config.model.stages
-    finest = replace(finest, offsets=tuple(o - nearer if o > nearer else o for o in finest.offsets))
-    return replace(config, model=replace(config.model, stages=(*coarse, finest)))
 
 
 @dataclass(frozen=True)
@@ -136,8 +120,8 @@ class Task:
 
 
 TASKS = {
-    "image": Task(tiles, InputConfig(name="colours", width=3 + GRID * GRID, patch=(1, 1)), small_pictures),
-    "speech": Task(clips, InputConfig(name="spectrogram", width=BANDS + FRAMES), recipes.audio_small),
+    "image": Task(tiles, InputConfig(name="colours", width=3, patch=(1, 1)), recipes.image_small),
+    "speech": Task(clips, InputConfig(name="spectrogram", width=BANDS), recipes.audio_small),
 }
 
 
@@ -157,11 +141,10 @@ def rows_of(task: Task, suite: Path, split: str, most: int | None = None) -> Row
 
 
 def model_config(task: Task, rows: Rows, conditioned: bool) -> ModelConfig:
-    """The recipe's model, which here also knows places in a picture or clip; with the condition before it, or without."""
+    """The recipe's model, with the condition before its data, or without."""
     model = task.recipe().model
     return replace(
         model,
-        embedder=replace(model.embedder, positions=rows.num_bytes),
         inputs=(task.condition,) if conditioned else (),
         context=rows.ids.shape[1],
     )
@@ -255,13 +238,13 @@ class Options:
     """Which data."""
     seeds: tuple[int, ...] = (0, 1)
     """Of the first weights and the order of the rows."""
-    steps: int = 700
+    steps: int = 300
     """Updates of each model."""
-    batch_size: int = 8
+    batch_size: int = 2
     """Rows in an update."""
-    test_rows: int = 800
+    test_rows: int = 240
     """Rows of the test split to measure on, from all over it."""
-    threads: int = 1
+    threads: int = 2
     """Cores to use."""
     json: Path | None = None
     """Write the figures here."""
