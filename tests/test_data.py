@@ -105,3 +105,14 @@ def test_what_the_loss_counts_is_known_before_it_is_computed() -> None:
     ids = np.array([[257, 260, 256, 256, 7, 8, 330, 258], [1, 2, 3, 4, 256, 256, 256, 256]])
     assert count(ids) == (10, 7)
     assert count(ids, np.array([True, True, False, False] * 2)) == (6, 4)
+
+
+def test_the_commonest_header_of_each_modality_is_known() -> None:
+    def shown(side: int) -> Document:
+        header = bytes([0, side, 0, side, 0x12])
+        return Document(segments=(Segment(modality="image", data=np.zeros(side * side, np.uint8), header=header),))
+
+    corpus = Corpus.from_documents([shown(4), text(b"words", name="a"), shown(5), shown(5), shown(3)])
+    assert open_run_data(corpus, corpus).headers == {"image": "0005000512"}
+    words = Corpus.from_documents([text(b"words", name="a")])
+    assert open_run_data(words, words).headers == {}

@@ -53,7 +53,7 @@ class Options:
     seconds: float | None = None
     """Write exactly so many seconds of sound or video."""
     size: str | None = None
-    """WIDTHxHEIGHT of a picture or video that has no prompt; default: as the model likes."""
+    """WIDTHxHEIGHT of a picture or video that has no prompt; default: as most of those that the model learned."""
     temperature: float = 1.0
     """Divide logits by it: below 1 safer, above 1 wilder, 0 always the likeliest byte."""
     top_k: int | None = None
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> None:
             repetition_penalty=options.repetition_penalty,
         )
         learned = learned_modalities(network.config, run)
-        prompt = read_prompt(options, learned, network.config)
+        prompt = read_prompt(options, learned, network.config, run.get("headers") or {})
         beginning, left_out = cut(prompt, options.prompt_share, network.config)
         shared = {
             "sampling": sampling,
@@ -154,8 +154,11 @@ def is_text(document: Document) -> bool:
 # -- the prompt --------------------------------------------------------------------------------------------------------
 
 
-def read_prompt(options: Options, learned: Sequence[str], config: ModelConfig) -> Document:
+def read_prompt(options: Options, learned: Sequence[str], config: ModelConfig, headers: Mapping[str, str]) -> Document:
     """The prompt as a document; where there is none, what opens the modality that is wanted.
+
+    `headers` are those that a run learned most, in hexadecimal: a model that saw one sound only never learned to write
+    a header, and what it is to write has to have one.
 
     Raises:
         UsageError: there are two, or the model learned nothing like the file.
@@ -174,7 +177,9 @@ def read_prompt(options: Options, learned: Sequence[str], config: ModelConfig) -
     if options.prompt is None and config.embedder.streams:
         return Document(segments=())
     data = (options.prompt or "").encode("utf-8", "surrogateescape")
-    header = b"" if options.size is None else sized_header(usual, options.size, options.media)
+    header = bytes.fromhex(headers.get(usual, ""))
+    if options.size is not None:
+        header = sized_header(usual, options.size, options.media)
     return Document(segments=(Segment(modality=usual, data=np.frombuffer(data, np.uint8), header=header),))
 
 

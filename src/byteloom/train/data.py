@@ -5,6 +5,7 @@ Cost: that of opening the data; what is held out or sampled is named by number, 
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -44,6 +45,18 @@ class RunData:
         """Name of the modality of each MARK that occurs, also among what is held out."""
         corpora = [self.held_out, *(corpus for corpus, _ in self.sources)]
         return {mark: name for corpus in corpora for mark, name in corpus.modalities.items()}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The commonest header of each modality that has headers, in hexadecimal: what is written without a prompt."""
+        counts: dict[str, Counter[bytes]] = {}
+        for corpus, _ in self.sources:
+            for mark, name in corpus.modalities.items():
+                rows = corpus.segment_headers[corpus.segment_marks == mark]
+                for row, times in zip(*np.unique(rows, axis=0, return_counts=True), strict=True):
+                    counts.setdefault(name, Counter())[row[1 : 1 + row[0]].tobytes()] += int(times)
+        commonest = {name: found.most_common(1)[0][0] for name, found in counts.items()}
+        return {name: header.hex() for name, header in commonest.items() if header}
 
 
 def open_run_data(

@@ -215,6 +215,7 @@ def train(
             "train": asdict(settings),
             "media": asdict(opened.media),
             "modalities": sorted(opened.modalities.values()),
+            "headers": opened.headers,
         }
         run.mkdir(parents=True, exist_ok=True)
         log = MetricsLog(run / "metrics.jsonl", progress.step)
