@@ -15,7 +15,7 @@ from byteloom.generation import generate, generate_documents, stream
 from byteloom.layers.continuous import InputConfig
 from byteloom.layers.modalities import EmbedderConfig, StreamConfig
 from byteloom.models import decoding
-from byteloom.models.config import ModelConfig, StageConfig
+from byteloom.models.config import ModalityConfig, ModelConfig, StageConfig
 from byteloom.models.multiscale import Multiscale
 from byteloom.sampling import SamplingConfig
 
@@ -356,7 +356,6 @@ def test_bad_requests_for_documents_are_refused() -> None:
         generate_documents(configs.build(dataclasses.replace(LONG[2], vocab_size=256)), "a")
     model = modal(context=40)
     for prompt, options, expected in (
-        ("x" * 37, {}, "takes 41 ids and the context is 40"),
         ("x", {"max_bytes": -1}, "max_bytes"),
         ("x", {"modalities": ["smell"]}, "it knows codes, image, text"),
         (document(SOUND), {}, "'audio' is unknown"),
@@ -387,3 +386,24 @@ def test_continuous_inputs_stand_before_every_prompt(max_context: int | None) ->
             ids = torch.cat((ids, torch.tensor([[value]])), 1)
     with pytest.raises(ValueError, match="2 rows for 1 prompts"):
         generate(model, "a", inputs=[("words", x)])
+
+
+@pytest.mark.parametrize("kind", ["plain", "universal"])
+def test_of_a_long_prompt_the_end_is_read(kind: str) -> None:
+    """As if the model had started there, told what came before."""
+    modalities = (ModalityConfig(name="text", mark=260), ModalityConfig(name="audio", mark=262))
+    apart = {"modalities": modalities, "embedder": EmbedderConfig(kind=kind, positions=16)} if kind != "plain" else {}
+    model = configs.build(dataclasses.replace(TWO, **apart))
+    sound = audio.from_array(np.arange(60, dtype=np.int16) * 300, 8000, audio.AudioConfig(coding="mulaw"))
+    document = Document(segments=(sound,))
+    greedy = SamplingConfig(temperature=0)
+    found = generate_documents(model, document, max_bytes=5, sampling=greedy, modalities=())
+    assert np.array_equal(found.segments[0].data[:60], sound.data)
+    ids = prompt_ids(document, 4, "audio")
+    cut = -(-(len(ids) - 16) // 4) * 4  # half of the context of 32
+    told = {"mark": torch.tensor([262]), "since": torch.tensor([cut - 12])} if kind != "plain" else {}
+    read = torch.from_numpy(ids[cut:]).unsqueeze(0)
+    for value in found.segments[0].data[60:].tolist():
+        logits = model(torch.cat((read, read[:, :1]), 1), **told)[0, -1]
+        assert int(logits[:256].argmax()) == value
+        read = torch.cat((read, torch.tensor([[value]])), 1)

@@ -17,7 +17,7 @@ from torch import Tensor
 from byteloom.documents import BOS, EOS, VOCAB_SIZE, Document
 from byteloom.drafts import Draft, Prompt, begin, finish, known_modalities, marks_of, prompt_ids
 from byteloom.grammar import Choices, only
-from byteloom.losses import marks_in_force
+from byteloom.losses import marks_in_force, places_in_segment
 from byteloom.models.decoding import State, start
 from byteloom.models.multiscale import Inputs, Multiscale
 from byteloom.sampling import Noise, SamplingConfig, Utf8, choose
@@ -225,7 +225,8 @@ def generate_documents(
 ) -> "Document | list[Document]":
     """Continues one prompt (a document comes back) or a list of them (a list comes back), of any modality.
 
-    What comes back is the prompt with what was written after it. A segment whose header says how long it is, such as a
+    What comes back is the prompt with what was written after it; of one that is longer than the context the model reads
+    the end. A segment whose header says how long it is, such as a
     picture, ends exactly there; where the prompt's last segment is empty and has no header, the model writes that too.
 
     With a fused model a prompt's segments stand side by side, each in the stream of its name: those that are not
@@ -247,7 +248,7 @@ def generate_documents(
         inputs: continuous inputs that the model reads before the prompts, a row for each; see `Multiscale.forward`.
 
     Raises:
-        ValueError: a prompt is longer than the context, a modality is unknown, or an argument makes no sense.
+        ValueError: a modality is unknown, or an argument makes no sense.
     """
     if model.config.vocab_size < VOCAB_SIZE:
         raise ValueError(f"the model has {model.config.vocab_size} ids and knows no documents; use generate")
@@ -255,7 +256,7 @@ def generate_documents(
         raise ValueError("valid_utf8 is for text by itself; a fused model's streams stand side by side")
     single = isinstance(prompts, (str, bytes, Document, np.ndarray))
     drafts = [begin(model.config, prompt, modality, modalities) for prompt in ([prompts] if single else prompts)]
-    limit = _context(model, max_context, [len(draft.ids) for draft in drafts], max_bytes)
+    limit = _context(model, max_context, [], max_bytes)
     _write(
         model.eval(),
         drafts,
@@ -297,7 +298,14 @@ def _write(
     noise = Noise([seed + i for i in range(len(drafts))], vocab_size, device) if sampling.temperature else None
     masks: dict[Choices, Tensor] = {}
     before = None if prefix is None else prefix[rows]
-    state = _prefill(model, [torch.from_numpy(ids) for ids in prompts], context, compiled, prefix=before)
+    # Of a prompt that is longer than the context, the newest half of a context is read.
+    span = model.config.span(0)
+    cuts = [len(ids) - context // 2 if len(ids) > context else 0 for ids in prompts]
+    cuts = [-(-cut // span) * span for cut in cuts]
+    read = [torch.from_numpy(ids) for ids in prompts]
+    mark, since = _before(model, read, cuts) if model.config.kinds and any(cuts) else (None, None)
+    read = [ids[cut:] for ids, cut in zip(read, cuts, strict=True)]
+    state = _prefill(model, read, context, compiled, mark, since, before)
     while True:
         choices = [drafts[i].choices(min_bytes) for i in rows]
         values = torch.tensor([part[0].start for part in choices], device=device)
@@ -388,6 +396,18 @@ def _roll(model: Multiscale, state: State, context: int, compiled: bool) -> Stat
     marks = marks_in_force(F.pad(state.ids, (0, 1)), state.first_mark)
     mark, since = (tags.gather(1, at).squeeze(1) for tags in (marks, state.since))
     return _prefill(model, prompts, context, compiled, mark, since, state.prefix)
+
+
+def _before(model: Multiscale, prompts: Sequence[Tensor], cuts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The mark in force and the place in the segment (B,) at these places of ids (T,)."""
+    patch_size = model.config.span(0) if model.config.embedder.streams else None
+    marks = [int(marks_in_force(ids[None, : cut + 1])[0, -1]) for ids, cut in zip(prompts, cuts, strict=True)]
+    places = [
+        int(places_in_segment(ids[None, : cut + 1], None, patch_size)[0, -1])
+        for ids, cut in zip(prompts, cuts, strict=True)
+    ]
+    device = model.starts[0].device
+    return torch.tensor(marks, device=device), torch.tensor(places, device=device)
 
 
 @torch.no_grad()
