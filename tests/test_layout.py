@@ -15,7 +15,9 @@ TESTED_TOGETHER = {"raw": "codecs", "text": "codecs", "checkpoint": "loop", "con
 def test_every_source_file_has_its_test(path: Path) -> None:
     name = TESTED_TOGETHER.get(path.stem, path.stem)
     if path.stem == "__init__":
-        name = path.parent.name if path.parent.name == "codecs" else "init"
+        name = path.parent.name if path.parent.name in ("codecs", "hf") else "init"
+    elif path.parent.name == "hf":
+        name = f"hf_{path.stem}"
     if path.parent.name == "commands":
         name = "cli"
     assert (ROOT / "tests" / f"test_{name}.py").exists()

@@ -1,4 +1,4 @@
-"""Write a run's model as a folder of its own, for byteloom or as a Llama."""
+"""Write a run's model as a folder of its own: for byteloom, for Hugging Face, or as a Llama."""
 
 from pathlib import Path
 from typing import Literal
@@ -19,20 +19,29 @@ def run(
     model: tyro.conf.Positional[Path],
     out: tyro.conf.Positional[Path],
     /,
-    format: Literal["byteloom", "llama"] = "byteloom",
+    to: Literal["byteloom", "hf", "llama"] = "byteloom",
+    max_shard_size: str = "5GB",
 ) -> None:
-    """Write a run's model as a folder of its own, for byteloom or as a Llama.
+    """Write a run's model as a folder of its own: for byteloom, for Hugging Face, or as a Llama.
 
     Args:
         model: Run, its best/, one of its checkpoints, or model folder.
         out: Folder to make.
-        format: "llama" is opened by LlamaForCausalLM.from_pretrained; one stage with what Llama has.
+        to: "hf" is opened by AutoModelForCausalLM.from_pretrained, with its tokenizer, processor and a model card;
+            "llama" by LlamaForCausalLM.from_pretrained, for one stage with what Llama has.
+        max_shard_size: With "hf", begin another file of weights after so much.
     """
     if (out / "config.json").exists():
         raise CheckpointError(f"{out}: holds a model already; name another folder")
-    network = load(model)
-    if format == "llama":
-        export_llama(network, out)
+    if to == "hf":
+        from byteloom.hf.folder import export_hf
+
+        count = export_hf(model, out, max_shard_size)
     else:
-        save(network, out, read_run(model))
-    print(f"{out}: {sum(p.numel() for p in network.parameters()):,} parameters, {format} format")
+        network = load(model)
+        count = sum(p.numel() for p in network.parameters())
+        if to == "llama":
+            export_llama(network, out)
+        else:
+            save(network, out, read_run(model))
+    print(f"{out}: {count:,} parameters, for {to}")
