@@ -30,6 +30,17 @@ IGNORED = -100
 """Labels of this value are not learned, as everywhere in transformers."""
 PASSED_ALONG = {"num_items_in_batch", "tokenizer", "assistant_tokenizer", "cache_position"}
 """Further arguments that transformers gives every model."""
+OF_GENERATION = (
+    "attention_mask",
+    "past_key_values",
+    "use_cache",
+    "logits_to_keep",
+    "output_hidden_states",
+    "output_attentions",
+    "modality_ids",
+    "inputs_embeds",
+)
+"""Arguments of `forward` that `generate` hands on."""
 
 
 @dataclass
@@ -235,6 +246,17 @@ class ByteloomForCausalLM(PreTrainedModel, GenerationMixin):
                 hook.remove()
 
     # -- generation --------------------------------------------------------------------------------------------------
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The ids that the cache has not read, and what else `forward` takes; the general one looks at far more."""
+        ids = input_ids if next_sequence_length is None else input_ids[:, -next_sequence_length:]
+        return {"input_ids": ids.to(self.device)} | {name: kwargs[name] for name in OF_GENERATION if name in kwargs}
 
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *args: Any, **options: Any

@@ -162,7 +162,7 @@ class ByteloomProcessor(ProcessorMixin):
         bytes are bytes; codes, which need their own decoder, stay a `Segment`.
 
         Raises:
-            ValueError: the header of a medium makes no sense.
+            ValueError: the header of a medium makes no sense, or its data are no bytes.
         """
         return [self._medium(segment) for segment in self.decode_document(token_ids).segments]
 
@@ -182,7 +182,7 @@ class ByteloomProcessor(ProcessorMixin):
                 ids += opening(codecs.MARKS[piece], segment.header).tolist() + segment.data.tolist()
                 is_marked = False
                 continue
-            text = self.tokenizer(piece, add_special_tokens=False, **reading)["input_ids"]
+            text = self.tokenizer(piece, add_special_tokens=False, verbose=False, **reading)["input_ids"]
             opens_itself = bool(text) and text[0] in self._openings
             if not is_marked and not opens_itself and (text or len(pieces) == 1):
                 ids += mark
@@ -237,8 +237,7 @@ class ByteloomProcessor(ProcessorMixin):
     def _multimodal_inputs_from_conversations(
         self, conversations: list[list[dict[str, Any]]], *args: Any, **kwargs: Any
     ) -> tuple[list[list[Any]], list[list[Any]], list[list[Any]], dict[str, Any]]:
-        """Called by `apply_chat_template`: the media in chats, a list for each, as they are; the base class decodes and
-        resamples sound."""
+        """Called by `apply_chat_template`: the media in chats, a list for each. The base class would resample sound."""
         found = [_media_of(conversation) for conversation in conversations]
         images, sounds, videos = ([media[name] for media in found] for name in MEDIA)
         return images, videos, sounds if any(sounds) else [], {}
@@ -261,7 +260,11 @@ def _texts(text: Any, given: Mapping[str, Any]) -> list[Any]:
     if text is None:
         nested = (value for name, value in given.items() if _is_list(name, value) and _is_nested(name, value))
         return [""] * len(next(nested, [None]))
-    return [text] if isinstance(text, (str, bytes, bytearray)) else list(text)
+    if isinstance(text, (str, bytes, bytearray)):
+        return [text]
+    if not isinstance(text, (list, tuple)):
+        raise ValueError(f"text is of type {type(text).__name__}; give str, bytes, or a list of those")
+    return list(text)
 
 
 def _pieces(text: Any) -> list[Any]:

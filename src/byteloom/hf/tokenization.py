@@ -11,8 +11,7 @@ reserved id without a use `<|reserved_264|>`.
 
 import codecs as python_codecs
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -28,41 +27,12 @@ from transformers.utils.chat_template_utils import encode_marked_chat
 
 from byteloom import codecs
 from byteloom.documents import BOS, EOS, FIRST_DIGIT, FIRST_MARK, PAD, VOCAB_SIZE
+from byteloom.hf.tokens import BYTE_IDS, BYTE_TOKENS, CHAT_TEMPLATE, cut, names_of, pattern_of, to_bytes
 from byteloom.models.config import ModelConfig
 from byteloom.models.store import read_model_config
 
-CHAT_TEMPLATE = """\
-{{- bos_token }}{{ mark_token }}
-{%- for message in messages %}
-    {{- message.role | capitalize }}{{ ": " }}
-    {%- if message.content is string %}
-        {{- message.content }}
-    {%- else %}
-        {%- for part in message.content %}
-            {%- if part.type == "text" %}
-                {{- part.text }}
-            {%- elif part.type in ("image", "audio", "video") %}
-                {{- "<|" + part.type + "|>" }}
-            {%- endif %}
-        {%- endfor %}
-    {%- endif %}
-    {{- "\\n\\n" }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- "Assistant: " }}
-{%- endif %}
-"""
-"""A chat as a text, which any model that has seen text can go on with; a medium is its placeholder."""
-
 MEDIA = ("image", "audio", "video")
 """Modalities whose MARK is a named token, such as `tokenizer.image_token`; in a text it is the place of a medium."""
-
-BYTE_TOKENS = [chr(i) if i < 128 else f"<0x{i:02X}>" for i in range(PAD)]
-"""The name of each byte."""
-
-BYTE_IDS = {token: i for i, token in enumerate(BYTE_TOKENS)}
-
-SPACE = re.compile(r"\s*")
 
 Text = str | bytes | bytearray
 Span = tuple[int, int]
@@ -107,7 +77,7 @@ class ByteloomTokenizer(PreTrainedTokenizer):
         self.marks = {**codecs.MARKS, **(marks or {})}
         if unfit := [f"{name!r}: {mark}" for name, mark in self.marks.items() if not FIRST_MARK <= mark < FIRST_DIGIT]:
             raise ValueError(f"marks has {unfit[0]}; a MARK is from {FIRST_MARK} to {FIRST_DIGIT - 1}")
-        names = _names(vocab_size, self.marks)
+        names = names_of(vocab_size, self.marks)
         if len(set(names.values())) < len(names) or len(set(self.marks.values())) < len(self.marks):
             raise ValueError(f"marks are {dict(marks or {})}; a name or an id among them stands for something else")
         if modality is not None and modality not in self.marks:
@@ -225,14 +195,8 @@ class ByteloomTokenizer(PreTrainedTokenizer):
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """The text of tokens by their names; a name that no token has stands for itself."""
-        parts = (bytes([BYTE_IDS[token]]) if token in BYTE_IDS else _to_bytes(token) for token in tokens)
+        parts = (bytes([BYTE_IDS[token]]) if token in BYTE_IDS else to_bytes(token) for token in tokens)
         return b"".join(parts).decode("utf-8", self.errors)
-
-    def save_vocabulary(
-        self, save_directory: str | PathLike[str], filename_prefix: str | None = None
-    ) -> tuple[str, ...]:
-        """Writes nothing: there is no vocabulary file."""
-        return ()
 
     def _convert_token_to_id(self, token: str) -> int | None:
         return BYTE_IDS.get(token)
@@ -243,34 +207,12 @@ class ByteloomTokenizer(PreTrainedTokenizer):
     def _update_trie(self, unique_no_split_tokens: list[str] | None = None) -> None:
         """Called when tokens were added: makes the pattern that finds them in a text, the longest first."""
         self._backend: RustTokenizer | None = None
-        own = _names(min(self._num_ids, VOCAB_SIZE), self.marks).values()
-        codes = [r"<\|code_[0-9]+\|>"] if self._num_ids > VOCAB_SIZE else []
         added = [token for i, token in self._added_tokens_decoder.items() if i >= self._num_ids or i < PAD]
-        added.sort(key=lambda token: len(token.content), reverse=True)
-        words = [rf"(?<!\w){re.escape(t.content)}(?!\w)" if t.single_word else re.escape(t.content) for t in added]
-        self._pattern = re.compile("|".join([*words, *map(re.escape, own), *codes]))
+        self._pattern = pattern_of(self._num_ids, self.marks, added)
 
-    def _pieces(self, text: Text, split_special_tokens: bool) -> Iterator[tuple[int, bytes, int | None]]:
-        """A text in order: where a piece of it begins, in bytes, its bytes, and its id if it is a token of its own."""
-        if not isinstance(text, str):
-            yield 0, bytes(text), None
-            return
-        start = place = 0  # of what was not given yet: in characters, and in bytes
-        search_from = 0
-        while not split_special_tokens and (found := self._pattern.search(text, search_from)):
-            value = self._added_tokens_encoder.get(found[0])
-            if value is None:  # a code that there is not
-                search_from = found.start() + 1
-                continue
-            token = self._added_tokens_decoder[value]
-            before = text[start : found.start()]
-            yield place, _to_bytes(before.rstrip() if token.lstrip else before), None
-            place += len(_to_bytes(before))
-            yield place, _to_bytes(found[0]), value
-            space = SPACE.match(text, found.end()) if token.rstrip else None
-            start = search_from = space.end() if space else found.end()
-            place += len(_to_bytes(text[found.start() : start]))
-        yield place, _to_bytes(text[start:]), None
+    def _token_of(self, name: str) -> tuple[int, AddedToken] | None:
+        value = self._added_tokens_encoder.get(name)
+        return None if value is None else (value, self._added_tokens_decoder[value])
 
     def _read(
         self, source: Any, split_special_tokens: bool, sanitize: bool, offsets: bool
@@ -283,7 +225,7 @@ class ByteloomTokenizer(PreTrainedTokenizer):
                 return encode_marked_chat(self, source), []
             ids: list[int] = []
             spans: list[Span] = []
-            for place, data, value in self._pieces(source, split_special_tokens):
+            for place, data, value in cut(source, None if split_special_tokens else self._pattern, self._token_of):
                 ids.extend(data if value is None else [value])
                 if offsets and data:
                     width = 1 if value is None else len(data)
@@ -345,12 +287,9 @@ class ByteloomTokenizer(PreTrainedTokenizer):
             if return_overflowing_tokens and not return_tensors:  # in every row, or the columns differ in length
                 row = {"overflowing_tokens": [], "num_truncated_tokens": 0, **row}
             if return_offsets_mapping:
-                spans = self._truncated(
+                row["offset_mapping"] = self._offsets(
                     [spans for _, spans in read], add_special_tokens, truncation_strategy, max_length
                 )
-                bos, mark, eos = self.specials if add_special_tokens else ([], [], [])
-                texts = [span for text_spans in spans for span in [*((0, 0) for _ in mark), *text_spans]]
-                row["offset_mapping"] = [*((0, 0) for _ in bos), *texts, *((0, 0) for _ in eos)]
             for key, value in row.items():
                 columns.setdefault(key, []).append(value)
         padded = self.pad(
@@ -361,7 +300,9 @@ class ByteloomTokenizer(PreTrainedTokenizer):
             padding_side=padding_side,
             return_attention_mask=return_attention_mask,
         )
-        if not is_batch and return_tensors is None:
+        if return_tensors is not None:
+            padded = {key: _as_array(values) for key, values in padded.items()}
+        elif not is_batch:
             padded = {key: values[0] for key, values in padded.items()}
         return BatchEncoding(dict(padded), tensor_type=return_tensors)
 
@@ -405,7 +346,7 @@ class ByteloomTokenizer(PreTrainedTokenizer):
         parts, start = [], 0
         for place in np.flatnonzero((ids < 0) | (ids >= PAD)).tolist():
             token = self._added_tokens_decoder.get(int(ids[place]))
-            parts += [ids[start:place].astype(np.uint8).tobytes(), _to_bytes(token.content) if token else b""]
+            parts += [ids[start:place].astype(np.uint8).tobytes(), to_bytes(token.content) if token else b""]
             start = place + 1
         return b"".join([*parts, ids[start:].astype(np.uint8).tobytes()])
 
@@ -436,25 +377,10 @@ class ByteloomTokenizer(PreTrainedTokenizer):
         config = json.loads(path.read_text("utf-8"))
         config |= {"add_bos_token": self.add_bos_token, "add_eos_token": self.add_eos_token}
         config.pop("model_specific_special_tokens", None)  # each of them has its own entry
-        own = _names(self._num_ids, self.marks)
+        own = names_of(self._num_ids, self.marks)
         config["added_tokens_decoder"] = {i: t for i, t in config["added_tokens_decoder"].items() if int(i) not in own}
         path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
         return file_names
-
-
-def _names(vocab_size: int, marks: Mapping[str, int]) -> dict[int, str]:
-    """The names of the ids from 256 on."""
-    if vocab_size < VOCAB_SIZE:
-        return {PAD: "<|pad|>"}
-    return {
-        **{i: f"<|reserved_{i}|>" for i in range(PAD, FIRST_DIGIT)},
-        PAD: "<|pad|>",
-        BOS: "<|bos|>",
-        EOS: "<|eos|>",
-        **{mark: f"<|{modality}|>" for modality, mark in marks.items()},
-        **{FIRST_DIGIT + i: f"<|digit_{i:x}|>" for i in range(VOCAB_SIZE - FIRST_DIGIT)},
-        **{i: f"<|code_{i}|>" for i in range(VOCAB_SIZE, vocab_size)},
-    }
 
 
 def _options_of(config: ModelConfig) -> dict[str, Any]:
@@ -471,16 +397,10 @@ def _checked_errors(errors: str) -> str:
     return errors
 
 
-def _to_bytes(text: str) -> bytes:
-    """UTF-8, where surrogates that "surrogateescape" makes become their bytes again, and others what WTF-8 writes."""
-    try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        escaped = ("\udc80" <= char <= "\udcff" for char in text)
-        return b"".join(
-            char.encode("utf-8", "surrogateescape" if is_byte else "surrogatepass")
-            for char, is_byte in zip(text, escaped, strict=True)
-        )
+def _as_array(column: list[Any]) -> Any:
+    """Rows of one length as an array, which becomes a tensor many times faster; others as they are, to be refused."""
+    is_even = len({len(row) if isinstance(row, list) else -1 for row in column}) == 1
+    return np.array(column, np.int64) if is_even else column
 
 
 def _rows(text: Any, text_pair: Any, is_split_into_words: bool) -> tuple[bool, list[tuple[Any, ...]]]:
