@@ -1,10 +1,11 @@
 """byteloom.hf as other people's tools use it: Auto classes, pipelines, Trainer, PEFT, lm-eval, a server, quantizers.
 
-Each is the real tool on a real model, small and trained for a few seconds on this project's own source.
+Each is the real tool on a real model, small and trained for a few seconds on Python's own source.
 """
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from test_hf_cache import close
 from transformers import (
     AutoConfig,
@@ -44,7 +46,7 @@ CONFIG = ModelConfig(
     ),
     context=1024,
 )
-TEXT = "".join(path.read_text() for path in sorted((ROOT / "src" / "byteloom").rglob("*.py")))
+TEXT = "".join(path.read_text("utf-8") for path in sorted(Path(os.__file__).parent.glob("[a-d]*.py")))
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +131,16 @@ def test_the_card_says_what_there_is(run: Path, folder: Path) -> None:
     (code,) = [part.split("```")[0] for part in card.split("```python\n")[1:]]
     names: dict = {}
     exec(code.replace("THIS_FOLDER", str(folder)), names)
+
+
+def test_the_guides_examples_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "huggingface.md").read_text()
+    monkeypatch.chdir(folder.parent)
+    names: dict = {"picture": Image.new("RGB", (8, 8), (200, 30, 40))}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(code, names)
+    first, picture, last = names["parts"]
+    assert (first, picture.getpixel((3, 3)), last) == ("This is ", (200, 30, 40), ", is it not?")
 
 
 def test_the_core_does_without_transformers(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def test_every_source_file_has_its_test(path: Path) -> None:
     if path.stem == "__init__":
         name = path.parent.name if path.parent.name in ("codecs", "hf") else "init"
     elif path.parent.name == "hf":
-        name = f"hf_{path.stem}"
+        name = "hf" if path.stem in ("folder", "remote") else f"hf_{path.stem}"
     if path.parent.name == "commands":
         name = "cli"
     assert (ROOT / "tests" / f"test_{name}.py").exists()

@@ -21,6 +21,7 @@ class ByteloomConfig(PreTrainedConfig):
 
     model_type = "byteloom"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    """What `Trainer` leaves out when it gathers a model's outputs."""
 
     byteloom: str = __version__
     """The version that wrote it."""
