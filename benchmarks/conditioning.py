@@ -42,8 +42,8 @@ from byteloom.documents import PAD, Document, Segment, to_ids
 from byteloom.evaluation import standard_error
 from byteloom.layers.continuous import InputConfig
 from byteloom.losses import bits_per_byte
-from byteloom.train.acceleration import keep_memory
-from byteloom.train.loop import RunConfig, choose_precision
+from byteloom.train.acceleration import choose_precision, keep_memory
+from byteloom.train.loop import RunConfig
 from byteloom.train.optim import OptimConfig, Optimizers
 
 CPU = torch.device("cpu")

@@ -36,7 +36,8 @@ from rich.table import Table
 from byteloom import ModelConfig, Multiscale, StageConfig, evaluate
 from byteloom.layers.modalities import EmbedderConfig, StreamConfig
 from byteloom.scan import scan
-from byteloom.train.loop import RunConfig, TrainConfig, choose_precision, train
+from byteloom.train.acceleration import choose_precision
+from byteloom.train.loop import RunConfig, TrainConfig, train
 from byteloom.train.optim import OptimConfig
 
 SIDE = 64

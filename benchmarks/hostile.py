@@ -5,7 +5,7 @@
 Seeds of every kind (pictures, sounds, videos) are made here, then cut, mutated, spliced, given monstrous sizes and
 wrong names. A process of its own reads them one by one; it may only read a file or refuse it with a `DataError`, and
 must print nothing. Where it crashes, or takes longer than `--limit`, that is counted and another goes on with the next
-file. At the end `byteloom.shards.prepare` reads them all as a folder, and must count each one.
+file. At the end `byteloom.preparation.prepare` reads them all as a folder, and must count each one.
 """
 
 import io
@@ -35,7 +35,7 @@ from rich.table import Table
 from byteloom import codecs
 from byteloom.codecs import video
 from byteloom.documents import DataError
-from byteloom.shards import prepare
+from byteloom.preparation import prepare
 
 KINDS = ("whole", "cut", "changed", "head changed", "zeroed", "monstrous", "doubled", "spliced", "wrong name", "noise")
 

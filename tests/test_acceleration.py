@@ -46,7 +46,7 @@ def test_recomputed_layers_keep_their_inputs_only() -> None:
 
 
 def test_a_run_is_compiled_where_it_is_long_enough() -> None:
-    model, cpu = Multiscale(TWO), torch.device("cpu")
+    model, cpu = TWO, torch.device("cpu")
     assert acceleration.can_compile(cpu)
     assert not acceleration.worth_compiling(float("inf"), 60.0, model, cpu)
     assert acceleration.worth_compiling(float("inf"), 600.0, model, cpu)
@@ -61,7 +61,7 @@ def test_without_a_compiler_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch, "compile", broken)
     acceleration.can_compile.cache_clear()
     try:
-        assert not acceleration.worth_compiling(1e12, 600.0, Multiscale(TWO), torch.device("cpu"))
+        assert not acceleration.worth_compiling(1e12, 600.0, TWO, torch.device("cpu"))
     finally:
         acceleration.can_compile.cache_clear()
 

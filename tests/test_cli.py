@@ -155,7 +155,7 @@ def test_weights_come_in_and_go_out(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "in 2 stages" in out
     stage = StageConfig(dim=16, num_layers=1, num_heads=2, mlp="swiglu", qk_norm=False)
     save(Multiscale(ModelConfig(stages=(stage,), context=32)), tmp_path / "one")
-    byteloom("export", tmp_path / "one", tmp_path / "llama", "--format", "llama")
+    byteloom("export", tmp_path / "one", tmp_path / "llama", "--to", "llama")
     byteloom("import", "llama", tmp_path / "llama", tmp_path / "back")
     byteloom("export", model, tmp_path / "copy")
     for args, code, expected in (
@@ -170,7 +170,7 @@ def test_weights_come_in_and_go_out(tmp_path: Path, capsys: pytest.CaptureFixtur
         ),
         (["import", "gpt", model, tmp_path / "other"], 2, "gpt"),
         (["import", "llama", model, tmp_path / "other"], 1, "model_type"),
-        (["export", model, tmp_path / "other", "--format", "llama"], 1, "more than one stage"),
+        (["export", model, tmp_path / "other", "--to", "llama"], 1, "more than one stage"),
         (["export", model, tmp_path / "copy"], 1, "holds a model already"),
     ):
         found, line = refused(capsys, *args)

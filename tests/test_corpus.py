@@ -135,7 +135,7 @@ def test_a_split_of_whole_documents_cuts_none() -> None:
     films = [Document(segments=(picture(5000, i), picture(100, i)), name=f"{i}") for i in range(3)]
     corpus = Corpus.from_documents(films)
     train, valid = split(corpus, whole_documents=True)
-    assert sorted(train.names + valid.names) == ["0", "1", "2"] and len(valid) == 1
+    assert sorted([*train.names, *valid.names]) == ["0", "1", "2"] and len(valid) == 1
     assert all(len(half[i].segments) == 2 for half in (train, valid) for i in range(len(half)))
     with pytest.raises(DataError, match="too small"):
         split(corpus.subset([0]), whole_documents=True)

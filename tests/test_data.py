@@ -11,7 +11,8 @@ from test_multiscale import TWO
 from byteloom.codecs import DEFAULT_MEDIA, MediaConfig, media_from_dict
 from byteloom.corpus import Corpus, split
 from byteloom.documents import DataError, Document, Segment
-from byteloom.shards import open_data, prepare
+from byteloom.preparation import prepare
+from byteloom.shards import open_data
 from byteloom.train.data import count, open_run_data, sample, settle_media
 
 

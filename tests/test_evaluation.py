@@ -132,6 +132,22 @@ def test_evaluation_agrees_with_the_loss_and_leaves_the_model_as_it_was() -> Non
     assert evaluate(model, corpus, max_bytes=5).bytes == 5
 
 
+@pytest.mark.parametrize("shares", [2, 3])
+def test_shares_together_measure_what_one_does(shares: int) -> None:
+    model = configs.build(TWO)
+    corpus = Corpus.from_documents([text(bytes(range(60)), name=f"{i}") for i in range(4)])
+    whole, sums = evaluate(model, corpus, context=32, batch_size=2), []
+
+    def note(part: np.ndarray) -> np.ndarray:
+        sums.append(part)
+        return part
+
+    parts = [evaluate(model, corpus, context=32, batch_size=2, share=(i, shares), total=note) for i in range(shares)]
+    assert sum(part.bytes for part in parts) == whole.bytes and all(part.bytes < whole.bytes for part in parts)
+    assert sum(part.nats for part in parts) == pytest.approx(whole.nats, rel=1e-6)
+    assert len(sums) == 4 * shares
+
+
 # -- items, modalities, streams --------------------------------------------------------------------------------------
 
 

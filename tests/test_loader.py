@@ -70,6 +70,42 @@ def test_a_state_restores_the_next_batch_exactly(num_threads: int) -> None:
         assert found.keys() == batch.keys() and all(np.array_equal(found[key], batch[key]) for key in batch)
 
 
+@pytest.mark.parametrize("shares", [2, 4])
+def test_shares_together_are_the_batch_of_one_loader(shares: int) -> None:
+    sources = [(stream_of(300), 1.0), (stream_of(500, first=7), 2.0)]
+    whole = Loader(config(batch_size=4), sources)
+    parts = [Loader(config(batch_size=4, share=share, shares=shares), sources) for share in range(shares)]
+    for _ in range(30):
+        rows, found = next(whole), [next(part) for part in parts]
+        for key in rows:
+            joined = np.concatenate([part[key] for part in found])
+            assert sorted(map(str, joined.tolist())) == sorted(map(str, rows[key].tolist()))
+            assert np.array_equal(found[1][key], rows[key][1::shares])
+    assert {str(loader.get_state()) for loader in [whole, *parts]} == {"{'windows': 120}"}
+
+
+def test_a_run_goes_on_with_other_shares_and_batches_and_no_window_is_lost_or_repeated() -> None:
+    stream = stream_of(16 * 24 - 8)
+    windows = -(-len(stream) // 16)
+    seen, state = [], {"windows": 0}
+    for batch_size, shares, batches in ((4, 2, 2), (2, 1, 3), (8, 4, 1)):
+        if state["windows"] % batch_size:
+            continue
+        loaders = [
+            Loader(config(batch_size=batch_size, share=i, shares=shares), [(stream, 1.0)]) for i in range(shares)
+        ]
+        for loader in loaders:
+            loader.set_state(state)
+            seen += [tuple(row) for _ in range(batches) for row in next(loader)["ids"].tolist()]
+        state = loaders[0].get_state()
+    single = Loader(config(batch_size=1), [(stream, 1.0)])
+    assert sorted(seen) == sorted(tuple(next(single)["ids"][0].tolist()) for _ in range(len(seen)))
+    assert 14 <= len(seen) < windows
+    for wrong in ({"windows": 3}, {"windows": -2}, {"windows": "2"}, {"next_index": 1}):
+        with pytest.raises(ValueError, match="batch size"):
+            Loader(config(), [(stream, 1.0)]).set_state(wrong)
+
+
 def test_the_order_is_that_of_the_seed_in_every_process() -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import test_loader as t\n"
@@ -101,7 +137,13 @@ def test_a_stream_shorter_than_a_window_repeats() -> None:
 
 
 def test_bad_configs_are_refused() -> None:
-    for fields, named in (({"context": 0}, "context"), ({"batch_size": 0}, "batch_size"), ({"num_threads": -1}, "num")):
+    for fields, named in (
+        ({"context": 0}, "context"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"num_threads": -1}, "num"),
+        ({"shares": 3}, "batch_size"),
+        ({"share": 1}, "shares"),
+    ):
         with pytest.raises(ValueError, match=named):
             config(**fields)
     for sources in ([], [(stream_of(5), 0.0)]):

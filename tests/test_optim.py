@@ -7,7 +7,7 @@ import torch
 from test_multiscale import TWO, random_ids
 
 from byteloom.models.multiscale import Multiscale
-from byteloom.train.optim import OptimConfig, Optimizers, is_matrix, learning_rate_at
+from byteloom.train.optim import Muon, OptimConfig, Optimizers, is_matrix, learning_rate_at, orthogonal
 
 
 def test_muon_takes_the_matrices_inside_and_adamw_the_rest() -> None:
@@ -81,6 +81,31 @@ def test_a_parameter_without_gradient_has_no_state_and_half_a_state_is_refused(n
     for broken in (dict(list(found.items())[1:]), {**found, "starts.9:step": torch.zeros(())}):
         with pytest.raises(ValueError, match="another model or optimizer"):
             other.load_tensors(broken)
+
+
+def test_muon_is_that_of_torch_and_in_fp32_more_exact() -> None:
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in ((24, 8), (8, 24), (16, 16))]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    options = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}
+    exact, torchs = Muon(ours, torch.float32, **options), torch.optim.Muon(theirs, **options)
+    for _ in range(3):
+        for a, b in zip(ours, theirs):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        exact.step()
+        torchs.step()
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(a, b, atol=3e-3, rtol=0.0)
+        found, wanted = exact.state[a]["momentum_buffer"], torchs.state[b]["momentum_buffer"]
+        assert torch.equal(found, wanted)
+        bf16 = torch.optim._muon._zeropower_via_newtonschulz(found, (3.4445, -4.7750, 2.0315), 5, 1e-7)
+        assert torch.equal(orthogonal(found, torch.bfloat16), bf16)
+        scales = torch.linalg.svdvals(orthogonal(found, torch.float32))
+        assert float(scales.median()) > 0.6 and float(scales.max()) < 1.3
+        # Near matrices stay near, where rounding to bf16 would tear them apart.
+        near = orthogonal(found * (1 + 1e-7 * torch.randn_like(found)), torch.float32)
+        torch.testing.assert_close(near, orthogonal(found, torch.float32), atol=1e-5, rtol=0.0)
 
 
 def test_gradients_are_clipped_and_cleared() -> None:

@@ -1,6 +1,7 @@
 """Prepared data: round trips, atomicity, and one clear line for every kind of damage."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,8 @@ import byteloom.commands.prepare as prepare_command
 from byteloom.codecs import DEFAULT_MEDIA, media_from_dict
 from byteloom.corpus import Corpus
 from byteloom.documents import DataError, Document, Segment
-from byteloom.shards import is_prepared, media_of, open_data, open_prepared, prepare, write
+from byteloom.preparation import prepare
+from byteloom.shards import checksum, is_prepared, media_of, open_data, open_prepared, read_manifest, write
 
 
 @settings(max_examples=40)
@@ -102,8 +104,7 @@ def test_prepared_media_say_how_they_were_read(tmp_path: Path) -> None:
     assert media_of(tmp_path / "text-too") == made
     assert not (tmp_path / "torn").exists()
 
-    path = tmp_path / "out" / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "media": ["image"]}))
+    rewrite(tmp_path / "out", {"media": ["image"]})
     with pytest.raises(DataError, match="field media is wrong"):
         media_of(tmp_path / "out")
 
@@ -126,18 +127,32 @@ def test_a_file_that_goes_while_it_is_read_ends_nothing(tmp_path: Path, monkeypa
         raise DataError("a.txt: cannot be read")
 
     calls = iter([vanish, lambda source: np.frombuffer(b"b", np.uint8)])
-    monkeypatch.setattr("byteloom.shards.map_payload", lambda source: next(calls)(source))
+    monkeypatch.setattr("byteloom.preparation.map_payload", lambda source: next(calls)(source))
     counts = prepare(tmp_path / "in", tmp_path / "out")
     assert counts["documents"] == 1 and counts["skipped"] == [{"file": "a.txt", "reason": "a.txt: cannot be read"}]
 
 
 def test_data_of_the_first_version_are_read(prepared: Path) -> None:
-    path = prepared / "manifest.json"
-    manifest = json.loads(path.read_text())
-    del manifest["media"]
-    path.write_text(json.dumps({**manifest, "version": 1}))
+    manifest = read_manifest(prepared)
+    (shard,) = manifest["shards"]
+    (prepared / "00000.names.json").write_text(json.dumps(["a", "b"]))
+    accept(prepared / "00000.names.json")
+    shard = {**read_manifest(prepared)["shards"][0]}
+    del shard["stem"], manifest["media"], manifest["sha256"]
+    for name in ("names", "ends.npy", "checks.npy"):
+        (prepared / f"00000.{name}").unlink()
+        del shard["files"][f"00000.{name}"]
+    (prepared / "manifest.json").write_text(json.dumps({**manifest, "version": 1, "shards": [shard]}))
     assert contents(open_prepared(prepared, verify=True)) == {"a": b"hello", "b": b"world"}
     assert media_of(prepared) is None
+    for names, reason in (("[1, 2]", "not a list of names"), ('["a"]', "does not fit"), ("[", "not JSON")):
+        path = prepared / "00000.names.json"
+        path.write_text(names)
+        about = {"size": len(names), "sha256": hashlib.sha256(names.encode()).hexdigest()}
+        changed = {**shard, "files": {**shard["files"], path.name: about}}
+        (prepared / "manifest.json").write_text(json.dumps({**manifest, "version": 1, "shards": [changed]}))
+        with pytest.raises(DataError, match=rf"00000\.names\.json: is damaged: it .*{reason}"):
+            open_prepared(prepared)
 
 
 def test_nothing_is_left_when_writing_fails(tmp_path: Path) -> None:
@@ -172,7 +187,22 @@ def prepared(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-@pytest.mark.parametrize("name", ["ids", "lengths.npy", "marks.npy", "counts.npy", "names.json", "headers.npy"])
+def rewrite(folder: Path, change: dict[str, object]) -> None:
+    """Changes a manifest as somebody who knows how its checksum is made."""
+    manifest = {**json.loads((folder / "manifest.json").read_text()), **change}
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "sha256": checksum(manifest)}))
+
+
+def accept(path: Path) -> None:
+    """Makes a manifest say of a file what is so."""
+    (shard,) = read_manifest(path.parent)["shards"]
+    about = {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    rewrite(path.parent, {"shards": [{**shard, "files": {**shard["files"], path.name: about}}]})
+
+
+@pytest.mark.parametrize(
+    "name", ["ids", "lengths.npy", "marks.npy", "counts.npy", "names", "ends.npy", "checks.npy", "headers.npy"]
+)
 def test_every_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     prepared = tmp_path / "data"
     write([text(b"hello", name="a"), Document(segments=(picture(5), picture(4)), name="b")], prepared)
@@ -181,9 +211,12 @@ def test_every_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     path.write_bytes(content[:-1])
     with pytest.raises(DataError, match=rf"00000\.{name}: is damaged"):
         open_prepared(prepared)
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(DataError, match="is damaged"):
-        open_prepared(prepared, verify=True)
+    for place in (0, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(DataError, match=rf"00000\.{name}: is damaged"):
+            open_prepared(prepared, verify=True)
+        with pytest.raises(DataError, match=rf"00000\.{name}: is damaged"):  # found on opening, or when it is read
+            contents(open_prepared(prepared))
     path.unlink()
     with pytest.raises(DataError, match=rf"00000\.{name}: cannot be read"):
         open_prepared(prepared)
@@ -203,9 +236,7 @@ def test_every_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_a_damaged_manifest_is_named(prepared: Path, change: dict[str, object], message: str) -> None:
-    path = prepared / "manifest.json"
-    manifest = json.loads(path.read_text())
-    path.write_text(json.dumps({**manifest, **change}))
+    rewrite(prepared, change)
     with pytest.raises(DataError, match=message) as caught:
         open_prepared(prepared)
     assert "manifest.json" in str(caught.value) and "\n" not in str(caught.value)
@@ -220,21 +251,22 @@ def test_a_manifest_that_is_no_json_is_named(prepared: Path) -> None:
 
 def test_names_in_a_manifest_lead_nowhere(prepared: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"x" * 10)
-    path = prepared / "manifest.json"
-    manifest = json.loads(path.read_text())
-    entry = manifest["shards"][0]["files"].pop("00000.ids")
-    manifest["shards"][0]["files"]["../secret"] = entry
-    path.write_text(json.dumps(manifest))
+    (shard,) = read_manifest(prepared)["shards"]
+    files = {**shard["files"], "../secret": shard["files"]["00000.ids"]}
+    del files["00000.ids"]
+    rewrite(prepared, {"shards": [{**shard, "files": files}]})
     with pytest.raises(DataError, match=r"00000\.ids"):
         open_prepared(prepared)
+    for stem in ("../secret", "/etc/passwd", "00000/", "..", "", 7, "00000\n", "٠٠٠٠٠"):
+        rewrite(prepared, {"shards": [{**shard, "stem": stem}]})
+        with pytest.raises(DataError, match="its field stem is missing or wrong"):
+            open_prepared(prepared)
 
 
 def test_arrays_are_never_unpickled(prepared: Path) -> None:
     path = prepared / "00000.lengths.npy"
     np.save(path, np.array([object()], dtype=object), allow_pickle=True)
-    manifest = json.loads((prepared / "manifest.json").read_text())
-    manifest["shards"][0]["files"][path.name]["size"] = path.stat().st_size
-    (prepared / "manifest.json").write_text(json.dumps(manifest))
+    accept(path)
     with pytest.raises(DataError, match="no array"):
         open_prepared(prepared)
 
@@ -255,8 +287,6 @@ def test_headers_that_cannot_be_are_refused(tmp_path: Path, rows: np.ndarray) ->
     write([text(b"hello", name="a"), Document(segments=(picture(5), picture(4)), name="b")], folder)
     path = folder / "00000.headers.npy"
     np.save(path, rows)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["shards"][0]["files"][path.name]["size"] = path.stat().st_size
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    accept(path)
     with pytest.raises(DataError, match=r"00000\.headers\.npy: is damaged"):
         open_prepared(folder)

@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from byteloom.compression import compress, decompress
     from byteloom.documents import Document, Segment
     from byteloom.evaluation import evaluate
     from byteloom.generation import generate, generate_documents
@@ -23,6 +24,8 @@ __all__ = [
     "Multiscale",
     "Segment",
     "StageConfig",
+    "compress",
+    "decompress",
     "evaluate",
     "generate",
     "generate_documents",
@@ -37,6 +40,8 @@ _HOMES = {
     "ModelConfig": "models.config",
     "StageConfig": "models.config",
     "Multiscale": "models.multiscale",
+    "compress": "compression",
+    "decompress": "compression",
     "evaluate": "evaluation",
     "generate": "generation",
     "generate_documents": "generation",

@@ -50,10 +50,12 @@ def main(argv: list[str] | None = None) -> None:
 EXTRA_OF = {
     "grain": "train",
     "matplotlib": "train",
+    "tensorboard": "train",
     "PIL": "media",
     "soundfile": "media",
     "av": "media",
     "transformers": "hf",
+    "datasets": "hf",
     "constriction": "compress",
 }
 """Which extra brings a package that the core does without."""
@@ -75,7 +77,7 @@ def fail(message: str, code: int, debug: bool = False) -> None:
     """Prints one line on stderr and exits; with `debug` the traceback first."""
     if debug and (error := sys.exception()):
         traceback.print_exception(error)
-    print(f"byteloom: {message}", file=sys.stderr)
+    sys.stderr.write(f"byteloom: {message}\n")  # at once, for several processes may speak together
     sys.exit(code)
 
 

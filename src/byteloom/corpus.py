@@ -1,14 +1,15 @@
 """A corpus: ordered documents with random access, wherever their payload lies.
 
 In: files, folders and manifests as they are, or the prepared shards of `byteloom.shards`. Out: `Corpus`, whose
-documents are read-only views. Cost: about 40 bytes of memory a segment, its header and the names; payload stays on
-disk, memory-mapped, and may be larger than memory. The exception is media files used without `prepare`: they are
-decoded once and kept.
+documents are read-only views. Cost: about 30 bytes of memory a segment and its header; payload stays on disk,
+memory-mapped, and may be larger than memory, as do the names in prepared data. The exception is media files used
+without `prepare`: they are decoded once and kept.
 """
 
 import dataclasses
 import functools
 import hashlib
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,18 @@ import numpy as np
 from byteloom import codecs
 from byteloom.codecs import DEFAULT_MEDIA, MediaConfig
 from byteloom.documents import FIRST_DIGIT, FIRST_MARK, DataError, Document, Segment, check_payload
-from byteloom.sources import AnyPath, PayloadFile, Source, each_document, map_payload, path_list, payload_length
+from byteloom.names import Names
+from byteloom.sources import (
+    CHECKED_BYTES,
+    AnyPath,
+    PayloadFile,
+    Source,
+    check_size,
+    each_document,
+    map_payload,
+    path_list,
+    payload_length,
+)
 
 MAX_OPEN_FILES = 128
 LINE_END_WITHIN = 4096
@@ -31,7 +43,7 @@ class Corpus:
 
     files: tuple[PayloadFile | np.ndarray, ...]
     """Where payload lies: files, mapped when touched, or arrays that a codec decoded."""
-    names: tuple[str, ...]
+    names: Names
     """Name of each document."""
     document_starts: np.ndarray
     """(D + 1,) int64: the first segment of each document, and N."""
@@ -40,7 +52,7 @@ class Corpus:
     segment_lengths: np.ndarray
     """(N,) int64: its length in ids."""
     segment_files: np.ndarray
-    """(N,) int64: index in `files`."""
+    """(N,) int32: index in `files`."""
     segment_offsets: np.ndarray
     """(N,) int64: where in that file it begins, in ids."""
     segment_headers: np.ndarray
@@ -135,13 +147,22 @@ class Corpus:
     def payload(self, segment: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Ids `start` to `stop` of a segment, by its number in the corpus: a read-only view, nothing is copied.
 
+        What lies around them in prepared data, up to 64 KiB, is compared with its checksum when it is first read.
+
         Raises:
-            DataError: the file is gone or has shrunk.
+            DataError: the file is gone, has shrunk, or is damaged there.
         """
         length = int(self.segment_lengths[segment])
         start, stop, _ = slice(start, stop).indices(length)
         offset = int(self.segment_offsets[segment])
-        return self._open_file(int(self.segment_files[segment]))[offset + start : offset + max(start, stop)]
+        start, stop = offset + start, offset + max(start, stop)
+        number = int(self.segment_files[segment])
+        data, file = self._open_file(number), self.files[number]
+        if isinstance(file, PayloadFile) and start < stop:
+            check_size(file)  # what is mapped beyond the end of a file kills the process that reads it
+            if file.checks is not None:
+                self._check(number, file, data, start, stop)
+        return data[start:stop]
 
     def header(self, segment: int) -> bytes:
         """The header of a segment, by its number in the corpus."""
@@ -166,27 +187,52 @@ class Corpus:
         # A folder may hold more files than a process may open; the oldest maps close when nothing views them.
         return functools.lru_cache(MAX_OPEN_FILES)(lambda index: map_payload(self.files[index]))
 
+    @functools.cached_property
+    def _checked(self) -> dict[int, bytearray]:
+        """Of each file with checksums, by its number, which blocks were found whole."""
+        return {}
+
+    def _check(self, number: int, file: PayloadFile, data: np.ndarray, start: int, stop: int) -> None:
+        assert file.checks is not None
+        checked = self._checked.setdefault(number, bytearray(len(file.checks)))
+        size = data.dtype.itemsize
+        for block in range(start * size // CHECKED_BYTES, -(-stop * size // CHECKED_BYTES)):
+            if not checked[block]:
+                first = block * CHECKED_BYTES
+                content = data.view(np.uint8)[first : first + CHECKED_BYTES].tobytes()
+                if zlib.crc32(content) != file.checks[block]:
+                    raise DataError(
+                        f"{file.path}: is damaged: its bytes {first} to {first + len(content)} are not those that were "
+                        "written; prepare the data anew"
+                    )
+                checked[block] = True
+
     def _cut(self, documents: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> "Corpus":
         """Of each document the payload from `starts` to `stops`, in ids; segments with nothing left are dropped."""
-        counts = np.diff(self.document_starts)[documents]
+        first = self.document_starts[documents]
+        counts = self.document_starts[documents + 1] - first
         rows = np.repeat(np.arange(len(documents)), counts)
-        nth = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-        segments = self.document_starts[documents][rows] + nth
-        ends = np.concatenate([[0], np.cumsum(self.segment_lengths)])
-        begin = ends[segments] - ends[self.document_starts[documents]][rows]
+        segments = np.arange(len(rows)) + np.repeat(first - np.cumsum(counts) + counts, counts)
         length = self.segment_lengths[segments]
+        ends = np.cumsum(length)
+        before = np.concatenate([[0], ends])[np.cumsum(counts) - counts]
+        begin = ends - length - before[rows]
+        del ends
         new_begin = np.maximum(begin, starts[rows])
         new_length = np.minimum(begin + length, stops[rows]) - new_begin
         kept = (new_length > 0) | ((new_length == 0) & (length == 0))
+        del length
+        segments, num_kept = segments[kept], np.bincount(rows[kept], minlength=len(documents))
+        del rows
         return dataclasses.replace(
             self,
-            names=tuple(self.names[i] for i in documents),
-            document_starts=np.concatenate([[0], np.cumsum(np.bincount(rows[kept], minlength=len(documents)))]),
-            segment_marks=self.segment_marks[segments[kept]],
+            names=self.names.take(documents),
+            document_starts=np.concatenate([[0], np.cumsum(num_kept)]),
+            segment_marks=self.segment_marks[segments],
             segment_lengths=new_length[kept],
-            segment_files=self.segment_files[segments[kept]],
-            segment_offsets=(self.segment_offsets[segments] + new_begin - begin)[kept],
-            segment_headers=self.segment_headers[segments[kept]],
+            segment_files=self.segment_files[segments],
+            segment_offsets=self.segment_offsets[segments] + (new_begin - begin)[kept],
+            segment_headers=self.segment_headers[segments],
         )
 
 
@@ -212,14 +258,8 @@ def split(corpus: Corpus, fraction: float = 0.05, whole_documents: bool = False)
     lengths = corpus.document_lengths
     total = corpus.num_bytes
     large = (lengths > total / 4) & (not whole_documents)
-    share = missing = fraction * total
-    order = [(lengths[i] > share, hashlib.sha256(_name_bytes(corpus.names[i])).digest(), i) for i in range(len(corpus))]
-    whole: list[int] = []
-    for outweighs, _, i in sorted(entry for entry in order if not large[entry[-1]])[: len(corpus) - 1]:
-        if missing <= (share / 2 if outweighs else 0):
-            break
-        whole.append(i)
-        missing -= lengths[i]
+    whole = _held_out_whole(corpus, fraction * total, large)
+    missing = fraction * total - int(lengths[whole].sum())
     cuts = lengths.copy()
     cuts[whole] = 0
     if missing > 0:
@@ -230,6 +270,19 @@ def split(corpus: Corpus, fraction: float = 0.05, whole_documents: bool = False)
         raise DataError(f"{corpus.names[0] if len(corpus) else 'corpus'}: too small to hold a part out; add data")
     train = corpus._cut(in_train, np.zeros(len(in_train), np.int64), cuts[in_train])
     return train, corpus._cut(in_valid, cuts[in_valid], lengths[in_valid])
+
+
+def _held_out_whole(corpus: Corpus, share: float, large: np.ndarray) -> np.ndarray:
+    """The documents that `split` takes whole to hold out `share` ids, by number; none that is `large`."""
+    digests = (hashlib.sha256(_name_bytes(name)).digest() for name in corpus.names)
+    places = np.fromiter((int.from_bytes(digest[:8], "big") for digest in digests), np.uint64, len(corpus))
+    lengths = corpus.document_lengths
+    order = np.lexsort([places, lengths > share])
+    order = order[~large[order]][: max(0, len(corpus) - 1)]
+    taken = lengths[order]
+    missing = share - np.cumsum(taken) + taken  # before each of them
+    enough = missing <= np.where(taken > share, share / 2, 0)
+    return order[: int(enough.argmax()) if enough.any() else len(order)].copy()  # not a view, which keeps all of it
 
 
 def concatenate(corpora: Sequence[Corpus]) -> Corpus:
@@ -248,15 +301,15 @@ def concatenate(corpora: Sequence[Corpus]) -> Corpus:
     headers = [np.pad(rows, ((0, 0), (0, width - rows.shape[1]))) for rows in (c.segment_headers for c in corpora)]
 
     def joined(arrays: Sequence[np.ndarray], dtype: type[np.generic] = np.int64) -> np.ndarray:
-        return np.concatenate([np.empty(0, dtype), *arrays]).astype(dtype)
+        return np.concatenate([np.empty(0, dtype), *arrays], dtype=dtype, casting="unsafe")
 
     return Corpus(
         files=tuple(file for corpus in corpora for file in corpus.files),
-        names=tuple(name for corpus in corpora for name in corpus.names),
+        names=Names(corpus.names for corpus in corpora),
         document_starts=joined([*starts, num_segments[-1:]]),
         segment_marks=joined([corpus.segment_marks for corpus in corpora], np.uint16),
         segment_lengths=joined([corpus.segment_lengths for corpus in corpora]),
-        segment_files=joined(indices),
+        segment_files=joined(indices, np.int32),
         segment_offsets=joined([corpus.segment_offsets for corpus in corpora]),
         segment_headers=np.concatenate([np.empty((0, width), np.uint8), *headers]),
         modalities=modalities,
@@ -303,11 +356,11 @@ def _assemble(documents: Iterable[tuple[str, Sequence[Source]]], marks: Mapping[
     used = set(segment_marks.tolist())
     return Corpus(
         files=tuple(source.payload for source in sources),
-        names=tuple(names),
+        names=Names([names]),
         document_starts=np.cumsum(counts),
         segment_marks=segment_marks,
         segment_lengths=np.array([payload_length(source.payload) for source in sources], np.int64),
-        segment_files=np.arange(len(sources)),
+        segment_files=np.arange(len(sources), dtype=np.int32),
         segment_offsets=np.zeros(len(sources), np.int64),
         segment_headers=header_rows([source.header for source in sources]),
         modalities={mark: name for name, mark in marks.items() if mark in used},

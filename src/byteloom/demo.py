@@ -22,6 +22,7 @@ from byteloom.generation import prompt_ids, stream
 from byteloom.losses import VOCABULARY
 from byteloom.models.multiscale import Multiscale
 from byteloom.models.store import CheckpointError, load, write_atomically
+from byteloom.names import Names
 from byteloom.report import page
 from byteloom.sampling import SamplingConfig
 from byteloom.train.loop import train
@@ -131,7 +132,7 @@ def standard_library() -> Corpus:
     if len(entries) < 20:
         raise DataError(f"{home}: this interpreter has no source files to learn from; train on files of your own")
     corpus = Corpus.from_paths([path for path, _ in entries], modality="text")
-    return replace(corpus, names=tuple(name for _, name in entries))
+    return replace(corpus, names=Names([[name for _, name in entries]]))
 
 
 def check_same_logits(trained: Multiscale, restored: Multiscale, held_out: Corpus) -> float:

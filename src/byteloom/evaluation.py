@@ -1,15 +1,17 @@
 """Bits per byte: a model and data in, summed nats over every byte, each scored once, out.
 
-Cost: one forward pass over the data for "basic", two for "sliding" and "strided", four for both. Sums before ratios.
+Cost: one forward pass over the data for "basic", two for "sliding" and "strided", four for both; three times that where
+the model keeps learning. Sums before ratios.
 """
 
 import bz2
+import contextlib
 import itertools
 import lzma
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -18,7 +20,7 @@ import torch
 import zstandard
 from torch import Tensor
 
-from byteloom.codecs import audio
+from byteloom.codecs import audio, image, text, video
 from byteloom.corpus import Corpus, concatenate
 from byteloom.documents import BOS, FIRST_DIGIT, FIRST_MARK, DataError, Document, Segment
 from byteloom.losses import VOCABULARY, bits_per_byte, marks_in_force
@@ -36,6 +38,10 @@ CHUNK = 1 << 16
 """Bytes of a batch that finer stages take at a time, so that a long window needs little memory."""
 READ_AT_ONCE = 1 << 20
 """Ids read from the disk at a time."""
+NOISE_BLOCK = 1 << 12
+"""Ids whose noise is drawn together."""
+DYNAMIC_RATE = 3e-5
+"""Of dynamic evaluation: gains much on data of another kind than a model learned from, and loses little on its own."""
 
 
 class Window(NamedTuple):
@@ -104,11 +110,18 @@ class Evaluation:
     """Of bits per byte, the items taken as drawn at random; None for fewer than two."""
     by_modality: dict[str, dict[str, float]]
     """For each modality, or stream of a fused model, its `nats`, `bytes` and `bits_per_byte`; `bits_per_sample` where
-    its samples are all of the same number of bytes, more than one."""
+    its samples are all of the same number of bytes, more than one; `bits_per_dimension` of pictures and video, whose
+    dimensions, a colour of a pixel, have a byte each: it is `bits_per_byte` under the name that papers give it."""
     by_position_in_patch: list[float | None]
     """Bits per byte of bytes at each position in a patch of the coarsest stage; None where there was none."""
     by_position_in_context: list[dict[str, Any]]
     """Bits per byte of bytes with `start` up to `stop` ids before them in their window."""
+    dynamic: float | None = None
+    """The rate at which the model kept learning; None: it did not."""
+    noise: float = 0.0
+    """The share of bytes that were replaced, which are not in the sums."""
+    by_item: np.ndarray = field(compare=False, repr=False)
+    """(N, 2): nats and bytes of each item, in the order of the data; not in the JSON."""
 
     @property
     def bits_per_byte(self) -> float:
@@ -116,8 +129,9 @@ class Evaluation:
         return bits_per_byte(self.nats, self.bytes)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as numbers, names and lists."""
-        return {"bits_per_byte": self.bits_per_byte, **vars(self)}
+        """All of it, items apart, as numbers, names and lists."""
+        values = {name: value for name, value in vars(self).items() if name != "by_item"}
+        return {"bits_per_byte": self.bits_per_byte, **values}
 
 
 def evaluate(
@@ -130,23 +144,34 @@ def evaluate(
     batch_size: int | None = None,
     max_bytes: int | None = None,
     autocast: bool = False,
+    dynamic: float | None = None,
+    noise: float = 0.0,
+    seed: int = 0,
+    share: tuple[int, int] = (0, 1),
+    total: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Evaluation:
     """Measures a model over data.
 
     Args:
-        model: the model; it is in the mode it was in when this returns.
+        model: the model; it has the mode and the weights that it had when this returns.
         data: a stream, a corpus, bytes (as text where they are UTF-8), or files and folders. Of what a fused model
             only knows as context, nothing is counted.
         method: see `plan`.
         context: most ids in a window; default: the model's.
         stride: see `plan`.
-        batch_size: windows at once; default: as many as make 16 Ki ids.
+        batch_size: windows at once; default: as many as make 16 Ki ids, and one where the model keeps learning.
         max_bytes: measure on the first so many bytes alone.
         autocast: bf16 instead of fp32.
+        dynamic: the model keeps learning at this rate from what has been scored, batch after batch, see `learning`.
+        noise: replace this share of the bytes by others and count those that are left: what a model makes of a past
+            that is damaged.
+        seed: of the noise.
+        share: of several processes that measure together, the number of this one and how many there are.
+        total: sums an array over these processes.
 
     Raises:
-        ValueError: the context is longer than learned positions allow, `plan` refuses, or a fused model's patches would
-            be halved.
+        ValueError: the context is longer than learned positions allow, `plan` refuses, a fused model's patches would
+            be halved, a model that learns would learn what it has yet to score, or noise finds no bytes.
         DataError: the data cannot be read, or hold a modality that the model does not know.
     """
     corpus = data.corpus if isinstance(data, PackedStream) else to_corpus(data)
@@ -162,7 +187,17 @@ def evaluate(
         )
     if fused and method in ("strided", "sliding-strided"):
         raise ValueError(f"method {method!r} begins in the middle of patches, where a fused model finds other streams")
+    if dynamic is not None and method in ("strided", "sliding-strided"):
+        raise ValueError(
+            f"method {method!r} passes over the data twice, so a model that keeps learning would have seen what it is "
+            "asked in the second pass; take basic or sliding"
+        )
+    if dynamic is not None and share[1] > 1:
+        raise ValueError("a model that keeps learning is measured by one process")
+    if not 0 <= noise < 1:
+        raise ValueError(f"noise is {noise}; it is a share of the bytes, from 0 to below 1")
     check_known(model.config, corpus.modalities)
+    frequencies = byte_frequencies(stream) if noise else None
     windows = plan(len(stream), context, span, method, stride)
     edges = np.unique(np.geomspace(1, context, 33).astype(np.int64))
     names, starts = row_names(model.config, corpus.modalities), item_starts(stream, fused)
@@ -171,18 +206,35 @@ def evaluate(
     device = model.starts[0].device
     training = model.training
     model.eval()
-    try:
-        for group in batches(windows, batch_size or max(1, IDS_AT_ONCE // context)):
-            ids = torch.from_numpy(np.stack([stream.read(w.start, w.stop) for w in group]).astype(np.int64)).to(device)
+    batch_size = batch_size or (max(1, IDS_AT_ONCE // context) if dynamic is None else 1)
+    with contextlib.ExitStack() as stack:
+        stack.callback(model.train, training)
+        learn = None if dynamic is None else stack.enter_context(learning(model, dynamic))
+        for group, ours in shared(list(batches(windows, batch_size)), *share):
+            found = np.stack([stream.read(w.start, w.stop) for w in group]).astype(np.int64)
+            replaced = np.zeros(found.shape, bool)
+            if frequencies is not None:
+                draws = [noise_at(w.start, w.stop, noise, seed, frequencies) for w in group]
+                chosen, values = (np.stack(parts) for parts in zip(*draws, strict=True))
+                replaced = chosen & (found < VOCABULARY.num_bytes)
+                found = np.where(replaced, values, found)
+            if share[1] > 1:  # then all take equal steps, for they may have to meet in each
+                missing = ((0, 0), (0, context - found.shape[1]))
+                found = np.pad(found, missing, constant_values=VOCABULARY.pad_id)
+                replaced = np.pad(replaced, missing)
+            ids = torch.from_numpy(found).to(device)
             mark = torch.tensor([stream.mark_at(w.start) for w in group], device=device)
             since = torch.tensor([stream.since_at(w.start) for w in group], device=device)
-            nats = nats_of_each(model, ids, autocast, mark, since).double().cpu().numpy()
             row = rows_of(model.config, ids, mark)
             predicted = model.counted_places(ids.shape[1], torch.device("cpu"))
             places = np.arange(ids.shape[1])
             scored = np.stack([(places >= w.first - w.start) & (not w.half or places % span * 2 < span) for w in group])
-            scored &= (ids != VOCABULARY.pad_id).cpu().numpy()
+            scored &= (ids != VOCABULARY.pad_id).cpu().numpy() & ~replaced & ours
             scored &= True if predicted is None else predicted.numpy()
+            if learn is None:
+                nats = nats_of_each(model, ids, autocast, mark, since).double().cpu().numpy()
+            else:
+                nats = learn(ids, torch.from_numpy(scored).to(device), autocast, mark, since).double().cpu().numpy()
             is_byte = scored & ((ids < VOCABULARY.num_bytes) | (ids >= VOCABULARY.end_of_reserved)).cpu().numpy()
             position = np.array([w.start for w in group])[:, None] + places
             item = starts.searchsorted(position, "right") - 1
@@ -190,8 +242,8 @@ def evaluate(
             add(items, item, nats, scored, is_byte)
             add(patch, position % span, nats, is_byte, is_byte)
             add(place, np.broadcast_to(places, row.shape), nats, is_byte, is_byte)
-    finally:
-        model.train(training)
+    if total is not None:
+        rows, patch, place, items = (total(sums) for sums in (rows, patch, place, items))
     return Evaluation(
         nats=float(rows[:, 0].sum()),
         bytes=int(rows[:, 1].sum()),
@@ -211,6 +263,9 @@ def evaluate(
             if low < high
             for nats, size in [place[low:high].sum(0)]
         ],
+        dynamic=dynamic,
+        noise=noise,
+        by_item=items,
     )
 
 
@@ -253,6 +308,8 @@ def by_name(
             found[name] = {"nats": nats, "bytes": size, "bits_per_byte": bits}
             if sizes and name in sizes:
                 found[name]["bits_per_sample"] = bits * sizes[name]
+            if name in (image.MODALITY, video.MODALITY):
+                found[name]["bits_per_dimension"] = bits
     return found
 
 
@@ -275,25 +332,30 @@ def sample_sizes(corpus: Corpus) -> dict[str, int]:
     return {audio.MODALITY: max(sizes)} if len(sizes) == 1 and max(sizes) > 1 else {}
 
 
+def item_counts(corpus: Corpus, fused: bool) -> np.ndarray:
+    """How many items each document is (D,) int64: see `Evaluation.items`."""
+    segments = np.diff(corpus.document_starts)
+    if fused:  # there segments run side by side
+        return np.ones(len(corpus), np.int64)
+    document = np.repeat(np.arange(len(corpus)), segments)
+    changes = (np.diff(corpus.segment_marks.astype(np.int64)) != 0) & (np.diff(document) == 0)
+    mixed = np.zeros(len(corpus), bool)
+    mixed[document[1:][changes]] = True
+    return np.where(mixed, 1, np.maximum(segments, 1))
+
+
 def item_starts(stream: PackedStream, fused: bool) -> np.ndarray:
     """Where the items of a stream begin (N,) int64: see `Evaluation.items`. Cost: reads the stream once."""
     corpus = stream.corpus
     segments = np.diff(corpus.document_starts)
-    document = np.repeat(np.arange(len(corpus)), segments)
-    begins = np.zeros(len(document), bool)
-    begins[corpus.document_starts[:-1][segments > 0]] = True
-    mixed = np.zeros(len(corpus), bool)
-    mixed[document[1:][(np.diff(corpus.segment_marks.astype(np.int64)) != 0) & ~begins[1:]]] = True
+    alone = np.repeat(item_counts(corpus, fused) > 1, segments)
+    alone[corpus.document_starts[:-1][segments > 0]] = False  # there the document itself begins
     bos, marks = [], []
     for start in range(0, len(stream), READ_AT_ONCE):
         ids = stream.read(start, min(start + READ_AT_ONCE, len(stream)))
         bos.append(start + np.flatnonzero(ids == BOS))
         marks.append(start + np.flatnonzero((ids >= FIRST_MARK) & (ids < FIRST_DIGIT)))
-    starts = np.concatenate([np.empty(0, np.int64), *bos])
-    if fused:  # there segments run side by side
-        return starts
-    alone = ~begins & ~mixed[document]
-    return np.sort(np.concatenate([starts, np.concatenate([np.empty(0, np.int64), *marks])[alone]]))
+    return np.sort(np.concatenate([*bos, np.concatenate([np.empty(0, np.int64), *marks])[alone]]))
 
 
 def standard_error(items: np.ndarray) -> float | None:
@@ -327,6 +389,110 @@ def nats_of_each(
     """
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=autocast):
         return model.nats(ids, CHUNK, mark=mark, since=since)
+
+
+@contextlib.contextmanager
+def learning(model: Multiscale, rate: float) -> Iterator[Callable[..., Tensor]]:
+    """Dynamic evaluation (arXiv 1709.07432): a model learns from what has been scored, as a compressor may.
+
+    Gives a function that scores ids as `nats_of_each` does, of which `scored` (B, T) says which count, and only then
+    takes one step of Adam down their mean. At the end weights and gradients are what they were. Cost: four copies of
+    the weights.
+
+    Raises:
+        ValueError: the rate is not above 0, or the model has no weights that learn.
+    """
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    if not rate > 0 or not weights:
+        raise ValueError(f"the rate of dynamic evaluation is {rate}; it must be above 0, and some weights must learn")
+    before = [(weight.detach().clone(), weight.grad) for weight in weights]
+    optimizer = torch.optim.Adam(weights, lr=rate, betas=(0.9, 0.98))
+
+    def learn(
+        ids: Tensor, scored: Tensor, autocast: bool, mark: Tensor | None = None, since: Tensor | None = None
+    ) -> Tensor:
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            with torch.autocast(ids.device.type, torch.bfloat16, enabled=autocast):
+                nats = model.nats(ids, CHUNK, mark=mark, since=since)
+            (torch.where(scored, nats, 0.0).sum() / scored.sum().clamp(min=1)).backward()
+        optimizer.step()
+        return nats.detach()
+
+    try:
+        yield learn
+    finally:
+        with torch.no_grad():
+            for weight, (value, gradient) in zip(weights, before, strict=True):
+                weight.copy_(value)
+                weight.grad = gradient
+
+
+def byte_frequencies(stream: PackedStream) -> np.ndarray:
+    """How often each byte (256,) stands in a stream. Raises ValueError where none does. Cost: reads the stream once."""
+    found = np.zeros(VOCABULARY.num_bytes, np.int64)
+    for start in range(0, len(stream), READ_AT_ONCE):
+        ids = stream.read(start, min(start + READ_AT_ONCE, len(stream)))
+        found += np.bincount(ids[ids < VOCABULARY.num_bytes], minlength=VOCABULARY.num_bytes)
+    if not found.any():
+        raise ValueError("noise replaces bytes, and the data hold none")
+    return found
+
+
+def noise_at(start: int, stop: int, share: float, seed: int, frequencies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which places of a stream are noisy, (stop - start,) bool, and the byte that stands there, int64.
+
+    Bytes are drawn as often as the data have them, so that noise looks like the data. A place has the same noise in
+    every window.
+    """
+    first, last = start // NOISE_BLOCK, -(-stop // NOISE_BLOCK)
+    chosen, values = [], []
+    for block in range(first, last):
+        random = np.random.default_rng([seed, block])
+        chosen.append(random.random(NOISE_BLOCK) < share)
+        values.append(random.integers(frequencies.sum(), size=NOISE_BLOCK))
+    here = slice(start - first * NOISE_BLOCK, stop - first * NOISE_BLOCK)
+    drawn = frequencies.cumsum().searchsorted(np.concatenate(values)[here], "right")
+    return np.concatenate(chosen)[here], drawn
+
+
+def per_word(found: Evaluation, corpus: Corpus) -> dict[str, float | None]:
+    """What a measured model needs per word of its text: `words`, `bits_per_word` and `perplexity_per_word`.
+
+    A word is a run of bytes without white space (as in str.split of ASCII); it pays for the space around it, for marks
+    and ends. None where there are no words, or a perplexity is beyond any float.
+
+    Raises:
+        DataError: there is no text.
+    """
+    if text.MODALITY not in found.by_modality:
+        raise DataError(f"words are counted in text, and the data hold {', '.join(found.by_modality) or 'none'}")
+    words, nats = count_words(corpus), found.by_modality[text.MODALITY]["nats"]
+    each = nats / words if words else math.inf
+    return {
+        "words": words,
+        "bits_per_word": each / math.log(2) if words else None,
+        "perplexity_per_word": math.exp(each) if each < 700 else None,
+    }
+
+
+def count_words(corpus: Corpus) -> int:
+    """Runs of bytes without white space in all texts of a corpus. Cost: reads them once."""
+    is_space = np.isin(np.arange(256), np.frombuffer(b" \t\n\r\v\f", np.uint8))
+    words = 0
+    for segment in np.flatnonzero(corpus.segment_marks == text.MARK):
+        after_space = True
+        for start in range(0, int(corpus.segment_lengths[segment]), READ_AT_ONCE):
+            spaces = is_space[corpus.payload(int(segment), start, start + READ_AT_ONCE)]
+            words += int((~spaces & np.append(after_space, spaces[:-1])).sum())
+            after_space = spaces[-1]
+    return words
+
+
+def shared(groups: Sequence[list[Window]], share: int, shares: int) -> Iterator[tuple[list[Window], bool]]:
+    """The groups that are this share's, and whether they count: one that has fewer takes a last one that does not."""
+    for first in range(0, len(groups), shares):
+        yield groups[min(first + share, len(groups) - 1)], first + share < len(groups)
 
 
 def batches(windows: Sequence[Window], size: int) -> Iterator[list[Window]]:

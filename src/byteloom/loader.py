@@ -1,7 +1,9 @@
 """Batches: streams of ids in, (B, T) windows out, in an order that a seed decides and a state restores exactly.
 
-Each epoch takes every window of a stream once, in a new order; several streams are mixed by weight. Cost: a window is
-read when its batch is due; no state grows with the data. The only file that imports grain.
+Each epoch takes every window of a stream once, in a new order; several streams are mixed by weight. Many processes
+share each batch: the order is that of one process, and so is the state, which is the number of windows taken by all.
+Cost: a window is read when its batch is due, by one process; no state grows with the data. The only file that imports
+grain.
 """
 
 import logging
@@ -27,7 +29,11 @@ class LoaderConfig:
     context: int
     """Ids in a window, T."""
     batch_size: int
-    """Windows in a batch, B."""
+    """Windows in a batch, those of all shares together."""
+    share: int = 0
+    """Which share of each batch this loader reads: its windows number share, share + shares, ..."""
+    shares: int = 1
+    """Into how many shares a batch is cut; they divide batch_size."""
     seed: int = 0
     """Of the order and the mixture."""
     shuffle: bool = True
@@ -39,6 +45,11 @@ class LoaderConfig:
         for name in ("context", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"LoaderConfig.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.batch_size % self.shares or not 0 <= self.share < self.shares:
+            raise ValueError(
+                f"LoaderConfig.batch_size is {self.batch_size}; it must be a multiple of the {self.shares} shares, of "
+                f"which {self.share} was asked for"
+            )
         if self.num_threads < 0:
             raise ValueError(f"LoaderConfig.num_threads is {self.num_threads}; it must be at least 0")
 
@@ -69,7 +80,8 @@ class Windows:
 
 
 class Loader:
-    """Batches without end: `ids` (B, T) int64 and what stood before each row, so that it can be read on its own.
+    """Batches without end: `ids` (B, T) int64 and what stood before each row, so that it can be read on its own. Of
+    several shares, B is the part that is this loader's.
 
     `mark` (B,) int64 is the MARK in force there, `since` (B,) int64 how many ids of payload stand directly before: what
     `PackedStream.mark_at` and `since_at` say.
@@ -88,8 +100,10 @@ class Loader:
             part = grain.MapDataset.source(Windows(stream, config.context)).seed(config.seed + number)
             parts.append((part.shuffle() if config.shuffle else part).repeat(EPOCHS))
         mixed = parts[0] if len(parts) == 1 else grain.MapDataset.mix(parts, [weight for _, weight in sources])
+        ours = mixed if config.shares == 1 else mixed[config.share :: config.shares]
         options = grain.ReadOptions(num_threads=config.num_threads, prefetch_buffer_size=max(config.num_threads, 0) * 2)
-        self._batches = iter(mixed.batch(config.batch_size).to_iter_dataset(options))
+        self._batches = iter(ours.batch(config.batch_size // config.shares).to_iter_dataset(options))
+        self.config = config
 
     def __iter__(self) -> "Loader":
         return self
@@ -99,9 +113,18 @@ class Loader:
         return next(self._batches)
 
     def get_state(self) -> dict[str, Any]:
-        """Where the loader stands, to be written as JSON."""
-        return self._batches.get_state()
+        """Where the loaders of all shares stand, to be written as JSON: how many windows they have taken together."""
+        return {"windows": self._batches.get_state()["next_index"] * self.config.batch_size}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to where `get_state` was called, also in another process; the next batch is the one that came then."""
-        self._batches.set_state(state)
+        """Goes to where `get_state` was called, in any process and among any number of them, at no cost.
+
+        The next batch is the one that came then. Raises ValueError where batches of this size do not end there.
+        """
+        windows = state.get("windows")
+        if type(windows) is not int or windows < 0 or windows % self.config.batch_size:
+            raise ValueError(
+                f"the data were read up to window {windows!r:.20}, which is no multiple of the batch size "
+                f"{self.config.batch_size}; go on with the batch size of before"
+            )
+        self._batches.set_state({"next_index": windows // self.config.batch_size})

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from byteloom import codecs
 from byteloom.codecs import MediaConfig, raw
 from byteloom.documents import DataError
+from byteloom.remote import RemoteFile
 
 SUFFIX = ".jsonl"
 SNIFFED_BYTES = 64 << 10
@@ -33,7 +34,7 @@ class Part(NamedTuple):
     """A file to be read, or payload as it is."""
 
     modality: str | None  # None: by the file's suffix and content
-    source: Path | bytes
+    source: Path | RemoteFile | bytes
     size: int  # in bytes
     media: MediaConfig
 

@@ -5,13 +5,17 @@ attention over the keys that our code multiplies, masked ones included. A backwa
 """
 
 import math
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from byteloom.models.config import ModelConfig, StageConfig
 from byteloom.models.multiscale import Multiscale
@@ -145,14 +149,18 @@ def memory(
     matrices = 0
     if optimizer == "muon":
         matrices = sum(p.numel() for name, p in model.named_parameters() if is_matrix(name, p))
-    state = model.start(batch_size, context)
     return {
         "weights": 4 * parameters,
         "gradients": 4 * parameters,
         "optimizer": 4 * (2 * (parameters - matrices) + matrices),
         "activations": activations(config, context, batch_size, precision),
-        "caches": sum(tensor.nbytes for tensor in state.tensors()),
+        "caches": caches(model, context, batch_size),
     }
+
+
+def caches(model: Multiscale, context: int, batch_size: int) -> int:
+    """Bytes of what a model on the meta device remembers while it writes `batch_size` rows of `context` bytes."""
+    return sum(tensor.nbytes for tensor in model.start(batch_size, context).tensors())
 
 
 def activations(config: ModelConfig, context: int, batch_size: int, precision: str) -> int:
@@ -161,34 +169,61 @@ def activations(config: ModelConfig, context: int, batch_size: int, precision: s
 
 
 def kept_by(
-    run: Callable[[Multiscale, torch.Tensor], object],
-    config: ModelConfig,
-    context: int,
-    batch_size: int,
-    precision: str,
+    run: Callable[[Multiscale, Tensor], object], config: ModelConfig, context: int, batch_size: int, precision: str
 ) -> int:
-    """Bytes that autograd keeps after `run` of a model and ids (B, T), found with fake tensors."""
-    kept: dict[int, int] = {}
-
-    def note(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()
-        alive.append(tensor)  # or its storage's place is given to another
-        return tensor
-
-    alive: list[torch.Tensor] = []
-    model = build(config)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    with FakeTensorMode():
-        model.load_state_dict({name: torch.empty(shape) for name, shape in shapes.items()}, assign=True)
-        own = {p.untyped_storage()._cdata for p in model.parameters()}
+    """Bytes that are alive after `run` of a model and ids (B, T), parameters left out, found with fake tensors."""
+    model = build(heaviest(config))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
         ids = torch.zeros(batch_size, context, dtype=torch.long)
-        with (
-            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
-            torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
-        ):
-            run(model, ids)
-    return sum(size for storage, size in kept.items() if storage not in own)
+        with LiveBytes(model.parameters()) as live, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            result = run(model, ids)
+            kept = live.now
+    del result
+    return kept
+
+
+def heaviest(config: ModelConfig) -> ModelConfig:
+    """The same model for fake tensors, whose rows are all of the last kind (`through_kinds`): that of the most ids."""
+    return replace(config, modalities=tuple(sorted(config.modalities, key=lambda modality: modality.num_ids)))
+
+
+class LiveBytes(TorchDispatchMode):
+    """Inside, counts the bytes of tensors that are made and not yet freed, those over storages of `others` left out."""
+
+    def __init__(self, others: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.now, self.peak = 0, 0
+        self.sizes = {tensor.untyped_storage()._cdata: 0 for tensor in others}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Runs an operation and notes the storages that it made."""
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, DTensor):  # only this rank's part is there
+                tensor = tensor.to_local()
+            if isinstance(tensor, Tensor):
+                self.note(tensor.untyped_storage())
+        return out
+
+    def note(self, storage: torch.UntypedStorage) -> None:
+        """Takes in a storage that has not been seen before."""
+        if storage._cdata not in self.sizes:
+            self.sizes[storage._cdata] = 0
+            weakref.finalize(storage, self.forget, storage._cdata)
+            self.resize(storage._cdata, storage.nbytes())
+
+    def resize(self, place: int, size: int) -> None:
+        """Takes in a storage's new size."""
+        self.now += size - self.sizes[place]
+        self.sizes[place] = size
+        self.peak = max(self.peak, self.now)
+
+    def forget(self, place: int) -> None:
+        """Takes a freed storage out of the sum."""
+        self.now -= self.sizes.pop(place)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +248,7 @@ def plan(config: ModelConfig, batch_size: int, precision: str, budget: float) ->
         return Plan(recompute=tuple(range(len(config.stages))))
     stage, positions = config.stages[0], batch_size * -(-config.context // config.span(0))
 
-    def coarsest(model: Multiscale, ids: torch.Tensor) -> object:
+    def coarsest(model: Multiscale, ids: Tensor) -> object:
         return model.coarsest(model.tag(model.pad(ids)))
 
     coarse = kept_by(coarsest, config, config.context, batch_size, precision)
@@ -315,6 +350,9 @@ def propose(
         if flops_per_byte is not None and needs["flops"] > flops_per_byte:
             return f"{needs['flops']:,.0f} FLOPs per byte"
         if memory_bytes is not None:
+            least = 12 * needs["parameters"]  # weights, gradients and one copy of the optimizer's
+            if least > memory_bytes:
+                return f"more than {least:,} bytes of memory"
             held = memory(config)
             total = sum(held[name] for name in ("weights", "gradients", "optimizer", "activations"))
             if total > memory_bytes:

@@ -203,6 +203,25 @@ def from_array(array: Any, rate: int, config: AudioConfig = AudioConfig()) -> Se
     return Segment(modality=MODALITY, data=_pack(_to_float(samples), coding), header=header)
 
 
+def from_samples(array: Any, rate: int, config: AudioConfig = AudioConfig()) -> Segment:
+    """A segment from samples as `from_array` takes them, mixed, resampled and coded as a file of them would be.
+
+    Raises:
+        ValueError: as `from_array`.
+        DataError: they cannot be resampled to the rate of the config.
+    """
+    segment = from_array(array, rate, config)
+    if config.rate in (None, rate) and not config.mono:
+        return segment
+    samples = np.asarray(array)
+    samples = samples[:, None] if samples.ndim == 1 else samples
+    step = max(1, BLOCK // samples.shape[1])
+    blocks = (_to_float(samples[start : start + step]) for start in range(0, len(samples), step))
+    coding = unpack_header(segment.header)[2]
+    with decoding("the sound", CURE):
+        return _collect("the sound", blocks, rate, samples.shape[1], coding, config)
+
+
 def pack_header(rate: int, channels: int, coding: str) -> bytes:
     """The header of a sound. Raises ValueError when no header can say that."""
     if not (0 < rate <= MAX_RATE and 0 < channels <= MAX_CHANNELS):

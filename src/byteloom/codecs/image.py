@@ -155,6 +155,24 @@ def from_array(array: Any, config: ImageConfig = ImageConfig()) -> Segment:
     return Segment(modality=MODALITY, data=scan(pixels[None], config.side)[0], header=header)
 
 
+def from_content(content: bytes, config: ImageConfig = ImageConfig()) -> Segment:
+    """A segment from the content of a picture file.
+
+    Raises:
+        DataError: as `encode`.
+    """
+    return from_array(_read_picture("the picture", config, content), config)
+
+
+def from_picture(picture: "Image.Image", config: ImageConfig = ImageConfig()) -> Segment:
+    """A segment from a picture of Pillow, converted and reduced as a file of it would be.
+
+    Raises:
+        DataError: it is too large, or would lose something that no option allows to.
+    """
+    return from_array(_pixels_of("the picture", picture, config), config)
+
+
 def pack_header(height: int, width: int, channels: int, side: int) -> bytes:
     """The header of a picture. Raises ValueError when no header can say that."""
     if not (0 < height <= MAX_PIXELS and 0 < width <= MAX_PIXELS and 0 < channels < 5):
@@ -195,33 +213,41 @@ def read_tiles(path: str | PathLike[str], shape: tuple[int, int, int]) -> np.nda
     return data.reshape(-1, height, width, channels)
 
 
-def _read_picture(path: str | PathLike[str], config: ImageConfig) -> np.ndarray:
-    """The pixels (H, W, C) of a picture file, as the config wants them."""
+def _read_picture(path: str | PathLike[str], config: ImageConfig, content: bytes | None = None) -> np.ndarray:
+    """The pixels (H, W, C) of a picture file, or of its content if that is at hand, as the config wants them."""
     with decoding(path, CURE):
         from PIL import Image
 
         Image.init()
         try:
-            opened = Image.open(path, formats=sorted(set(Image.OPEN) - UNSAFE))
+            source = path if content is None else io.BytesIO(content)
+            opened = Image.open(source, formats=sorted(set(Image.OPEN) - UNSAFE))
         except Image.DecompressionBombError as error:
             raise DataError(f"{path}: has too many pixels ({error}); cut or reduce it") from error
         with opened as picture:
-            mode = _mode(path, picture, config)
-            width, height = picture.size
-            channels = MODES_BY_CHANNELS.index(mode)
-            if max(width, height) > MAX_PIXELS or width * height * channels > MAX_PAYLOAD:
-                raise DataError(
-                    f"{path}: {width:,} x {height:,} pixels are more than {MAX_PIXELS:,} a side or "
-                    f"{MAX_PAYLOAD:,} bytes; cut or reduce it"
-                )
-            wide = picture.mode.startswith(("I", "F"))
-            kept = Image.fromarray(_to_8_bits(np.asarray(picture))) if wide else picture
-            kept = kept.convert("RGB") if kept.mode == "LAB" else kept  # which Pillow makes nothing else of
-            kept = kept if kept.mode == mode else kept.convert(mode)
-            size = reduced(width, height, config.size)
-            if size != kept.size:
-                kept = kept.resize(size, Image.Resampling.LANCZOS)
-            return np.asarray(kept).reshape(size[1], size[0], channels)
+            return _pixels_of(path, picture, config)
+
+
+def _pixels_of(path: str | PathLike[str], picture: "Image.Image", config: ImageConfig) -> np.ndarray:
+    """The pixels (H, W, C) of a picture of Pillow, as the config wants them. Raises DataError, which names the path."""
+    from PIL import Image
+
+    mode = _mode(path, picture, config)
+    width, height = picture.size
+    channels = MODES_BY_CHANNELS.index(mode)
+    if max(width, height) > MAX_PIXELS or width * height * channels > MAX_PAYLOAD:
+        raise DataError(
+            f"{path}: {width:,} x {height:,} pixels are more than {MAX_PIXELS:,} a side or "
+            f"{MAX_PAYLOAD:,} bytes; cut or reduce it"
+        )
+    wide = picture.mode.startswith(("I", "F"))
+    kept = Image.fromarray(_to_8_bits(np.asarray(picture))) if wide else picture
+    kept = kept.convert("RGB") if kept.mode == "LAB" else kept  # which Pillow makes nothing else of
+    kept = kept if kept.mode == mode else kept.convert(mode)
+    size = reduced(width, height, config.size)
+    if size != kept.size:
+        kept = kept.resize(size, Image.Resampling.LANCZOS)
+    return np.asarray(kept).reshape(size[1], size[0], channels)
 
 
 def _mode(path: str | PathLike[str], picture: "Image.Image", config: ImageConfig) -> str:

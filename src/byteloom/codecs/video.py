@@ -180,6 +180,35 @@ def from_array(array: Any, rate: float | Fraction, config: VideoConfig = VideoCo
     return Segment(modality=MODALITY, data=scan(frames, config.side).reshape(-1), header=header)
 
 
+def from_frames(array: Any, rate: float | Fraction, config: VideoConfig = VideoConfig()) -> Segment:
+    """A segment from frames as `from_array` takes them, converted, reduced and thinned as a file of them would be.
+
+    Raises:
+        ValueError: as `from_array`.
+        DataError: there are no frames.
+    """
+    segment = from_array(array, rate, config)
+    if config.size is config.rate is config.max_frames is None and config.channels == "auto":
+        return segment
+    from PIL import Image
+
+    frames = np.asarray(array)
+    frames = frames[..., None] if frames.ndim == 3 else frames
+    _, height, width, given = frames.shape
+    grey = config.channels == "grey" or (config.channels == "auto" and given == 1)
+    mode, channels = ("L", 1) if grey else ("RGB", 3)
+    size = reduced(width, height, config.size)
+
+    def shown() -> Iterator[tuple[float, np.ndarray]]:
+        for number, frame in enumerate(frames):
+            picture = Image.fromarray(frame[:, :, 0] if given == 1 else frame).convert(mode)
+            picture = picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
+            yield number / float(rate), np.asarray(picture).reshape(size[1], size[0], channels)
+
+    kept = _keep("the video", shown(), config.rate if config.rate is not None and config.rate < rate else None, config)
+    return _segment("the video", kept, size, channels, Fraction(rate), config)
+
+
 def pack_header(height: int, width: int, channels: int, rate: float | Fraction, side: int) -> bytes:
     """The header of a video; a rate that two numbers of 16 bits cannot say exactly is rounded.
 

@@ -15,8 +15,8 @@ from byteloom.commands import UsageError, call, note, write_report
 from byteloom.models.multiscale import Multiscale
 from byteloom.models.store import load, pick_device, read_model_config
 from byteloom.quantization import Weights, quantize
-from byteloom.train.acceleration import can_compile, keep_memory
-from byteloom.train.loop import RunConfig, TrainConfig, choose_precision
+from byteloom.train.acceleration import can_compile, choose_precision, keep_memory
+from byteloom.train.loop import RunConfig, TrainConfig
 
 
 def main(argv: list[str]) -> None:

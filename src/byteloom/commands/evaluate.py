@@ -1,5 +1,6 @@
 """Measure a model in bits per byte over files, beside gzip, bzip2, xz and zstd."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,16 @@ from rich.table import Table
 
 from byteloom.codecs import MediaConfig, media_from_dict
 from byteloom.commands import UsageError, note, parse, prepare_pictures, write_report
-from byteloom.evaluation import Evaluation, Method, baselines, evaluate, first_bytes, predicted_part
+from byteloom.evaluation import (
+    DYNAMIC_RATE,
+    Evaluation,
+    Method,
+    baselines,
+    evaluate,
+    first_bytes,
+    per_word,
+    predicted_part,
+)
 from byteloom.models.store import load, read_run
 from byteloom.quantization import Weights, quantize
 from byteloom.shards import open_data
@@ -33,7 +43,18 @@ class Options:
     context: int | None = None
     """Ids in a window; default: the model's."""
     batch_size: int | None = None
-    """Windows at once."""
+    """Windows at once; with --dynamic also between two steps of learning, where the default is 1."""
+    dynamic: bool = False
+    """Let the model keep learning from what it has been scored on, as a compressor may; methods basic and sliding."""
+    dynamic_rate: float = DYNAMIC_RATE
+    """How fast it learns with --dynamic."""
+    noise: float = 0.0
+    """Measure also what a damaged past costs: replace this share of the bytes by others, and score those that are
+    left."""
+    seed: int = 0
+    """Of the noise."""
+    words: bool = False
+    """Say also what a word of the text costs, and its perplexity."""
     max_bytes: int | None = None
     """Measure only about the first so many bytes."""
     modality: str | None = None
@@ -65,14 +86,33 @@ def main(argv: list[str]) -> None:
     options = parse(Options, argv, "evaluate", replace(options, media=media))
     if options.show < 1 or options.show_bytes < 0:
         raise UsageError(f"--show is {options.show} and --show-bytes {options.show_bytes}; give at least 1 and 0")
+    if options.dynamic and options.weights != "fp32":
+        raise UsageError(f"--dynamic changes weights, and {options.weights} ones do not learn; take --weights fp32")
     if options.pictures is not None:
         prepare_pictures(options.pictures)
     network = quantize(load(options.model, options.device), options.weights)
     corpus = open_data(list(options.paths), options.modality, options.media)
     if options.max_bytes is not None:
         corpus = first_bytes(corpus, options.max_bytes, network.config)
-    found = evaluate(network, corpus, method=options.method, context=options.context, batch_size=options.batch_size)
+    measure = functools.partial(
+        evaluate,
+        network,
+        corpus,
+        method=options.method,
+        context=options.context,
+        batch_size=options.batch_size,
+        dynamic=options.dynamic_rate if options.dynamic else None,
+    )
+    try:
+        found = measure()
+        noisy = measure(noise=options.noise, seed=options.seed) if options.noise else None
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     report = found.to_json()
+    if noisy is not None:
+        report["noisy"] = {"noise": noisy.noise, "bits_per_byte": noisy.bits_per_byte, "bytes": noisy.bytes}
+    if options.words:
+        report |= per_word(found, predicted_part(corpus, network.config))
     report["baselines"] = baselines(predicted_part(corpus, network.config)) if options.baseline else {}
     report["skipped"] = [{"file": name, "reason": reason} for name, reason in corpus.skipped]
     write_report(report, options.json)
@@ -89,7 +129,8 @@ def main(argv: list[str]) -> None:
 def show(model: Path, found: Evaluation, report: Mapping[str, Any]) -> None:
     """Prints the numbers as tables, and what was skipped."""
     console = Console(highlight=False)
-    table = Table("", "bits per byte", "bytes", title=f"{found.bytes:,} bytes, method {found.method}")
+    how = f"method {found.method}" + ("" if found.dynamic is None else f", learning on at {found.dynamic:g}")
+    table = Table("", "bits per byte", "bytes", title=f"{found.bytes:,} bytes, {how}")
     table.columns[1].justify = table.columns[2].justify = "right"
     error = "" if found.standard_error is None else f" ± {found.standard_error:.4f}"
     size = f"{found.bits_per_byte * found.bytes / 8:,.0f}"
@@ -104,11 +145,22 @@ def show(model: Path, found: Evaluation, report: Mapping[str, Any]) -> None:
     if len(found.by_modality) > 1 or any("bits_per_sample" in sums for sums in found.by_modality.values()):
         table = Table("modality", "bits per byte", "bits per sample", "bytes")
         for name, sums in found.by_modality.items():
-            wide = f"{sums['bits_per_sample']:.4f}" if "bits_per_sample" in sums else ""
+            sample = sums.get("bits_per_sample", sums.get("bits_per_dimension"))
+            wide = "" if sample is None else f"{sample:.4f}"
             table.add_row(name, f"{sums['bits_per_byte']:.4f}", wide, f"{sums['bytes']:,}")
         console.print(table)
     if len(found.by_position_in_patch) > 1:
         shown = ("none" if bits is None else f"{bits:.3f}" for bits in found.by_position_in_patch)
         console.print("by position in the patch: " + " ".join(shown))
+    if "noisy" in report:
+        noisy = report["noisy"]
+        console.print(
+            f"with {noisy['noise']:.1%} of the bytes replaced: {noisy['bits_per_byte']:.4f} bits per byte of the "
+            f"{noisy['bytes']:,} others"
+        )
+    if report.get("words"):
+        perplexity = report["perplexity_per_word"]
+        shown = "" if perplexity is None else f", perplexity {perplexity:,.2f}"
+        console.print(f"by word: {report['bits_per_word']:.3f} bits{shown}, {report['words']:,} words")
     for entry in report["skipped"]:
         console.print(f"skipped {entry['file']}: {entry['reason']}", markup=False)

@@ -9,8 +9,10 @@ import tyro
 from byteloom import recipes
 from byteloom.codecs import MediaConfig
 from byteloom.commands import UsageError, parse, write_report
+from byteloom.hub import parse as parse_dataset
 from byteloom.models.config import ModelConfig
 from byteloom.train.data import check_mixture, settle_media
+from byteloom.train.distributed import ParallelConfig, is_main
 from byteloom.train.loop import RunConfig, TrainConfig, train
 from byteloom.train.optim import OptimConfig
 
@@ -20,14 +22,23 @@ class Options:
     """Train a model on files, folders or prepared data.
 
     Without --valid, 5 % of the data are held out, by file. Ctrl-C finishes the step and saves; --resume goes on.
+    On several GPUs or machines: torchrun --nproc-per-node N -m byteloom train RECIPE ..., with the same options.
     """
 
-    data: tuple[Path, ...]
-    """Files, folders and prepared data to learn from."""
+    data: tuple[str, ...]
+    """Files, folders and prepared data to learn from, here or elsewhere (s3://bucket/folder)."""
     out: Path
     """Folder for the run: model, checkpoints, metrics."""
-    valid: tuple[Path, ...] = ()
+    valid: tuple[str, ...] = ()
     """Held-out data to measure bits per byte on while training."""
+    hf_dataset: tuple[str, ...] = ()
+    """Datasets of Hugging Face to learn from, each as NAME_OR_PATH[:split[:column]]; several columns joined with "+"
+    make one document. For --mixture they come after --data."""
+    hf_valid: tuple[str, ...] = ()
+    """Held-out data, written in the same way."""
+    hf_streaming: bool = False
+    """Read --hf-dataset while training and keep nothing: for what is larger than memory, or disk. Without held-out
+    data, the first documents are held out."""
     resume: bool = False
     """Go on from the last checkpoint in --out, or begin where there is none."""
     init: Path | None = None
@@ -37,6 +48,7 @@ class Options:
     train: Annotated[TrainConfig, tyro.conf.arg(name="")]
     optim: OptimConfig
     model: ModelConfig
+    parallel: Annotated[ParallelConfig, tyro.conf.arg(name="")]
     media: Annotated[MediaConfig, tyro.conf.arg(name="")]
 
 
@@ -57,27 +69,40 @@ def main(argv: list[str]) -> None:
         model=config.model,
         optim=config.optim,
         train=without_budget(config, argv),
+        parallel=config.parallel,
         media=config.media,
     )
     if asks_help:
         print(f"RECIPE is one of {names}; shown are the defaults of {name}.\n")
     options = parse(Options, [arg for arg in argv if arg != name or argv.index(arg)], f"train {name}", defaults)
-    if not options.data:
-        raise UsageError("name the data to learn from: --data FILE_OR_FOLDER ...")
+    data = [*options.data, *(parse_dataset(text, options.hf_streaming) for text in options.hf_dataset)]
+    valid = [*options.valid, *map(parse_dataset, options.hf_valid)]
+    if not data:
+        raise UsageError("name the data to learn from: --data FILE_OR_FOLDER ..., or --hf-dataset NAME ...")
+    if options.hf_streaming and (options.data or not options.hf_dataset):
+        raise UsageError("--hf-streaming reads --hf-dataset and nothing else; leave it out, or leave --data out")
     settle_media([*options.data, *options.valid], options.media, config.media)  # or what was asked would go unheard
     try:
-        check_mixture(options.train.mixture, len(options.data))
+        check_mixture(options.train.mixture, len(data))
     except ValueError as error:
         raise UsageError(str(error)) from None
     result = train(
-        RunConfig(model=options.model, optim=options.optim, train=options.train, media=options.media),
-        list(options.data),
+        RunConfig(
+            model=options.model,
+            optim=options.optim,
+            train=options.train,
+            parallel=options.parallel,
+            media=options.media,
+        ),
+        data,
         options.out,
-        valid=list(options.valid) or None,
+        valid=valid or None,
         resume=options.resume,
         init=options.init,
         show=True,
     ).summary()
+    if not is_main():
+        return
     write_report(result, options.json)
     if options.json != "-":
         print(

@@ -89,6 +89,7 @@ def cursor_of(config: ModelConfig) -> Cursor:
     return Cursor(config.span(0), {modality.mark: modality.num_digits for modality in known if modality.num_digits})
 
 
+@torch.compiler.disable
 def native_prompts(config: ModelConfig, ids: Tensor) -> tuple[Tensor, list[int], list[Cursor]]:
     """Compact ids (B, T), PAD where there is none, as native ones (B, L): each row up to where its next id comes.
 
@@ -104,6 +105,7 @@ def native_prompts(config: ModelConfig, ids: Tensor) -> tuple[Tensor, list[int],
     return fill(config, rows, places, max(lengths), ids.device), lengths, cursors
 
 
+@torch.compiler.disable
 def native_sequences(config: ModelConfig, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Compact ids (B, T), PAD where there is none, as native ones (B, L), and where what follows each comes, (B, T).
 

@@ -1,23 +1,26 @@
 """A model as a folder: config.json and model.safetensors in, a model out, and back.
 
 Nothing in such a folder is unpickled or executed. Writing is atomic: a reader finds the old file or the new one, whole.
+What was written here carries checksums, so a changed bit is found and the file named before anything is made of it.
 Cost: one copy of the weights.
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
 import secrets
 import types
 import typing
+import warnings
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
@@ -27,6 +30,8 @@ from byteloom.models.config import ModelConfig
 from byteloom.models.multiscale import Multiscale
 
 MAX_CONFIG_BYTES = 16 << 20
+STATE = "state.json"
+"""The file of a checkpoint that says what it is made of."""
 
 T = TypeVar("T")
 
@@ -43,11 +48,26 @@ def save(model: Multiscale, folder: str | PathLike[str], run: Mapping[str, Any] 
 
     `run` is kept in config.json as it is, for people to read: how the model came to be. Raises OSError.
     """
-    folder = Path(folder)
+    write_model(Path(folder), model.state_dict(), config_of(model, run))
+
+
+def write_model(folder: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Writes a model's weights and what `config_of` says about it into a folder, which is made if it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / "model.safetensors", model.state_dict())
-    config = {"byteloom": __version__, "model": dataclasses.asdict(model.config), "run": dict(run or {})}
+    sums = {"sha256": digest_of_tensors(weights), "config": digest_of_config(config)}
+    write_tensors(folder / "model.safetensors", weights, {"format": "pt", **sums})
     write_json(folder / "config.json", config)
+
+
+def config_of(model: Multiscale, run: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What config.json holds; by its first two fields transformers knows `byteloom.hf`."""
+    return {
+        "model_type": "byteloom",
+        "architectures": ["ByteloomForCausalLM"],
+        "byteloom": __version__,
+        "model": dataclasses.asdict(model.config),
+        "run": sealed(run) if run else {},
+    }
 
 
 def pick_device(name: torch.device | str) -> torch.device:
@@ -76,7 +96,7 @@ def load(
     """
     folder, device = Path(folder), pick_device(device)
     config = read_model_config(folder)
-    weights = read_tensors(folder / "model.safetensors", device)
+    weights = read_weights(folder, device)
     with torch.device("meta"):
         model = Multiscale(config)
     load_weights(model, weights, folder / "model.safetensors", assign=True)
@@ -114,9 +134,13 @@ def read_model_config(folder: str | PathLike[str]) -> ModelConfig:
 
 
 def read_run(folder: str | PathLike[str]) -> dict[str, Any]:
-    """What config.json says about how the model came to be; empty where it says nothing."""
-    run = read_json(Path(folder) / "config.json").get("run")
-    return run if isinstance(run, dict) else {}
+    """What config.json says about how the model came to be; empty where it says nothing.
+
+    Raises CheckpointError where the file is missing or damaged.
+    """
+    path = Path(folder) / "config.json"
+    run = read_json(path).get("run")
+    return unsealed(run, path) if isinstance(run, dict) else {}
 
 
 def config_from_dict(kind: type[T], values: object, where: str) -> T:
@@ -185,13 +209,48 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """All tensors of a safetensors file. Raises CheckpointError where it is missing or damaged."""
     try:
-        return load_file(path, device=str(device))
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+        tensors = load_file(path, device=str(device))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: not found; name a folder that byteloom wrote") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
     except SafetensorError as error:
         raise CheckpointError(f"{path}: is damaged or no safetensors file ({error}); take another copy") from error
+    if ("config" in about or "sha256" in about) and (
+        about.keys() != {"format", "sha256", "config"}
+        or about["sha256"] != digest_of_tensors(tensors)
+        or about["config"] != digest_of_config(read_json(path.with_name("config.json")))
+    ):
+        raise CheckpointError(
+            f"{path}: does not match its config.json and checksum: one of the two files is damaged or of another "
+            "model; take another copy of both"
+        )
+    return tensors
+
+
+def read_weights(folder: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """All weights in a folder by their native names: of one file, of several and their index, as transformers writes,
+    or of a checkpoint's pieces.
+
+    Raises CheckpointError where one is missing or damaged, or a name leads out of the folder.
+    """
+    index = folder / "model.safetensors.index.json"
+    pieces = (folder / STATE).exists() or any(folder.glob("shard-*.safetensors"))
+    if pieces and not (folder / "model.safetensors").exists():
+        check_pieces(folder)
+        return read_pieces(folder, "model.", device)
+    if (folder / "model.safetensors").exists() or not index.exists():
+        weights = read_tensors(folder / "model.safetensors", device)
+    else:
+        files = read_json(index).get("weight_map")
+        names = sorted(set(files.values())) if isinstance(files, dict) else []
+        if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
+            raise CheckpointError(f"{index}: is damaged, it lists no files of this folder; take another copy")
+        weights = {name: tensor for file in names for name, tensor in read_tensors(folder / file, device).items()}
+    inside = "model."  # where the native model stands in that of byteloom.hf
+    return {name.removeprefix(inside): tensor for name, tensor in weights.items()}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: dict[str, str] | None = None) -> None:
@@ -217,3 +276,94 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+# -- checksums, and checkpoints in pieces ----------------------------------------------------------------------------
+
+
+def digest(value: object) -> str:
+    """SHA-256 of a value as JSON, whatever the order of its fields."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def digest_of_config(config: Mapping[str, Any]) -> str:
+    """SHA-256 of what must not change between weights and their config.json: the model's fields, and which run it was.
+
+    The rest of what is said about a run may be written anew before its weights are.
+    """
+    run = config.get("run")
+    return digest([config.get("model"), run.get("identity") if isinstance(run, Mapping) else None])
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and contents."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sealed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with their checksum, for a JSON file that nobody is to edit."""
+    plain = json.loads(json.dumps({name: value for name, value in values.items() if name != "sha256"}))
+    return {**plain, "sha256": digest(plain)}
+
+
+def unsealed(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """What `sealed` was given. Raises CheckpointError, naming the file, where a value has changed since."""
+    plain = {name: value for name, value in values.items() if name != "sha256"}
+    if "sha256" in values and values["sha256"] != digest(plain):
+        raise CheckpointError(f"{path}: is damaged, its values are not those of its checksum; take another copy")
+    return plain
+
+
+def check_pieces(folder: Path, share: int = 0, shares: int = 1) -> dict[str, Any]:
+    """What a checkpoint's state.json says, once its files are found to be what was written.
+
+    Of several processes each looks into its share of the files, and at the length of all.
+
+    Raises CheckpointError that names the first file that is missing, too many, or has changed.
+    """
+    path = folder / STATE
+    state = read_json(path)
+    files = unsealed(state, path).get("files")
+    if "sha256" not in state or not isinstance(files, dict):
+        raise CheckpointError(f"{path}: is damaged, it lists no files and checksums; take another checkpoint")
+    for name in sorted(file.name for file in folder.glob("*.safetensors")):
+        if name not in files:
+            raise CheckpointError(f"{folder / name}: does not belong to this checkpoint; remove it")
+    for number, (name, wanted) in enumerate(sorted(files.items())):
+        file = folder / name
+        if Path(name).name != name or not file.is_file():
+            raise CheckpointError(f"{file}: not found, and it is a piece of this checkpoint; take another checkpoint")
+        if file.stat().st_size != wanted["bytes"]:
+            raise CheckpointError(
+                f"{file}: is damaged, it has {file.stat().st_size:,} bytes and not {wanted['bytes']:,}; "
+                "take another checkpoint"
+            )
+        if number % shares == share and digest_of_file(file) != wanted["sha256"]:
+            raise CheckpointError(f"{file}: is damaged, it is not what its checksum says; take another checkpoint")
+    return unsealed(state, path)
+
+
+def read_pieces(folder: Path, prefix: str, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """The tensors of a checkpoint whose names begin with a prefix, whole, by the rest of their names."""
+    from torch.distributed import checkpoint as dcp  # takes a while to import, and few need it
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")  # as is meant here
+    reader = dcp.HuggingFaceStorageReader(str(folder))
+    wanted = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype, device=device)
+        for name, entry in reader.read_metadata().state_dict_metadata.items()
+        if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
+    }
+    dcp.load(wanted, storage_reader=reader, no_dist=True)
+    return {name.removeprefix(prefix): tensor for name, tensor in wanted.items()}

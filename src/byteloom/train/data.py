@@ -9,19 +9,21 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 
 from byteloom.codecs import DEFAULT_MEDIA, MediaConfig, media_from_dict
 from byteloom.corpus import Corpus, concatenate, split
 from byteloom.documents import PAD, VOCAB_SIZE, DataError
-from byteloom.evaluation import first_bytes
+from byteloom.evaluation import first_bytes, packed
+from byteloom.hub import HubDataset, Rows, open_rows, read_corpus
+from byteloom.loader import Loader, LoaderConfig
 from byteloom.models.config import ModelConfig
 from byteloom.shards import is_prepared, media_of, open_data
-from byteloom.sources import path_list
+from byteloom.sources import AnyPath
+from byteloom.streaming import StreamLoader
 
-Paths = Sequence[str | PathLike[str]]
+Paths = Sequence[AnyPath | HubDataset]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,8 @@ class RunData:
 
     sources: tuple[tuple[Corpus, float], ...]
     """Corpora to learn from, each with its weight: a share of the windows."""
+    streams: tuple[tuple[Rows, float], ...] = ()
+    """Datasets to learn from while they are read, each with its weight; then there are no `sources`."""
     held_out: Corpus
     """Documents to measure on, none of which is learned from."""
     media: MediaConfig
@@ -37,20 +41,29 @@ class RunData:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes to learn from."""
+        """Bytes to learn from; 0 for streams, which nobody has counted."""
         return sum(corpus.num_bytes for corpus, _ in self.sources)
+
+    @property
+    def size(self) -> str:
+        """How much there is to learn from, to be read by people."""
+        streamed = ", ".join(str(rows.spec) for rows, _ in self.streams)
+        return f"{streamed}, streamed," if streamed else f"{self.num_bytes / 1e6:.2f} MB"
 
     @property
     def modalities(self) -> dict[int, str]:
         """Name of the modality of each MARK that occurs, also among what is held out."""
-        corpora = [self.held_out, *(corpus for corpus, _ in self.sources)]
-        return {mark: name for corpus in corpora for mark, name in corpus.modalities.items()}
+        parts = [self.held_out, *(corpus for corpus, _ in self.sources), *(rows for rows, _ in self.streams)]
+        return {mark: name for part in parts for mark, name in part.modalities.items()}
 
     @property
     def headers(self) -> dict[str, str]:
-        """The commonest header of each modality that has headers, in hexadecimal: what is written without a prompt."""
+        """The commonest header of each modality that has headers, in hexadecimal: what is written without a prompt.
+
+        Of streams, the commonest among what is held out.
+        """
         counts: dict[str, Counter[bytes]] = {}
-        for corpus, _ in self.sources:
+        for corpus in [self.held_out] if self.streams else [corpus for corpus, _ in self.sources]:
             for mark, name in corpus.modalities.items():
                 rows = corpus.segment_headers[corpus.segment_marks == mark]
                 for row, times in zip(*np.unique(rows, axis=0, return_counts=True), strict=True):
@@ -66,32 +79,72 @@ def open_run_data(
     mixture: Sequence[float] = (),
     media: MediaConfig = DEFAULT_MEDIA,
     fused: bool = False,
+    valid_bytes: int = 65536,
 ) -> RunData:
     """Opens what to learn from and what to measure on; the same files are never in both.
 
     Args:
-        data: files, folders and prepared data, or a corpus.
-        valid: the same, held out; by default 5 % of each source, by file.
+        data: files, folders, prepared data and datasets of Hugging Face, or a corpus.
+        valid: the same, held out; by default 5 % of each source, by file, or the first documents of each stream.
         mixture: a weight for each path of `data`, which makes it a source of its own; none: all are one source.
+            Streams are always sources of their own, of equal weight where none is given.
         media: how media files are read, save where prepared data say how they were made.
         fused: segments run side by side, so no document may be cut.
+        valid_bytes: how many bytes of each stream are held out where `valid` is not given.
 
     Raises:
         DataError: data cannot be read, or were prepared in different ways.
-        ValueError: `mixture` does not have a weight for each path.
+        ValueError: `mixture` does not have a weight for each path, or streams are mixed with other data.
     """
-    paths = [] if isinstance(data, Corpus) else path_list(data)
-    check_mixture(mixture, len(paths))
-    held_out_paths = [] if valid is None or isinstance(valid, Corpus) else path_list(valid)
-    media = settle_media([*paths, *held_out_paths], media, media)
-    groups = [[path] for path in paths] if mixture else [paths]
-    corpora = [data] if isinstance(data, Corpus) else [open_data(group, None, media) for group in groups]
+    items = [] if isinstance(data, Corpus) else as_list(data)
+    held_out_items = [] if valid is None or isinstance(valid, Corpus) else as_list(valid)
+    check_mixture(mixture, len(items))
+    media = settle_media(paths_among([*items, *held_out_items]), media, media)
+    streamed = [item for item in items if isinstance(item, HubDataset) and item.streaming]
+    if streamed:
+        if len(streamed) < len(items):
+            raise ValueError("streamed datasets cannot be mixed with other data; stream all, or none")
+        streams = [open_rows(spec, media) for spec in streamed]
+        held_out = (
+            joined([rows.hold_out(valid_bytes) for rows in streams]) if valid is None else open_corpus(valid, media)
+        )
+        weights = mixture or [1.0] * len(streams)
+        return RunData(sources=(), streams=tuple(zip(streams, weights, strict=True)), held_out=held_out, media=media)
+    groups = [[item] for item in items] if mixture else [data]
+    corpora = [open_corpus(group, media) for group in groups]
     if valid is None:
         halves = [split(corpus, whole_documents=fused) for corpus in corpora]
         corpora, held_out = [learned for learned, _ in halves], joined([kept for _, kept in halves])
     else:
-        held_out = valid if isinstance(valid, Corpus) else open_data(valid, None, media)
+        held_out = open_corpus(valid, media)
     return RunData(sources=tuple(zip(corpora, mixture or [1.0], strict=True)), held_out=held_out, media=media)
+
+
+def open_corpus(data: Paths | Corpus, media: MediaConfig) -> Corpus:
+    """Files, folders and prepared data as one corpus, followed by datasets. Raises DataError."""
+    if isinstance(data, Corpus):
+        return data
+    items = as_list(data)
+    paths, datasets = paths_among(items), [item for item in items if isinstance(item, HubDataset)]
+    corpora = [open_data(paths, None, media)] if paths or not datasets else []
+    return joined([*corpora, *(read_corpus(spec, media) for spec in datasets)])
+
+
+def as_list(items: Paths | AnyPath) -> list[AnyPath | HubDataset]:
+    """One path or several, as a list."""
+    return [items] if isinstance(items, (str, PathLike)) else list(items)
+
+
+def paths_among(items: Paths) -> list[AnyPath]:
+    """Those that are not datasets of Hugging Face."""
+    return [item for item in items if not isinstance(item, HubDataset)]
+
+
+def make_loader(data: RunData, model: ModelConfig, config: LoaderConfig) -> Loader | StreamLoader:
+    """Batches for a model, of corpora or of streams."""
+    if data.streams:
+        return StreamLoader(config, data.streams, model.span(0), [stream.size for stream in model.embedder.streams])
+    return Loader(config, [(packed(corpus, model), weight) for corpus, weight in data.sources])
 
 
 def check_mixture(mixture: Sequence[float], num_paths: int) -> None:
@@ -100,14 +153,14 @@ def check_mixture(mixture: Sequence[float], num_paths: int) -> None:
         raise ValueError(f"mixture has {len(mixture)} weights for {num_paths} paths of data; give one for each")
 
 
-def settle_media(paths: Sequence[Path], wanted: MediaConfig, default: MediaConfig) -> MediaConfig:
+def settle_media(paths: Sequence[AnyPath], wanted: MediaConfig, default: MediaConfig) -> MediaConfig:
     """How the media of a run are read: as its prepared data were, and as `wanted` where these say nothing.
 
     Raises:
         DataError: the same modality was prepared in two ways, or otherwise than `wanted` asks where that is not
             just its `default`.
     """
-    settled: dict[str, tuple[Path, object]] = {}
+    settled: dict[str, tuple[AnyPath, object]] = {}
     for path in filter(is_prepared, paths):
         options = media_of(path) or {}
         made = media_from_dict(options)

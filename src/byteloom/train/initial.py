@@ -8,7 +8,7 @@ from pathlib import Path
 
 from byteloom.models.config import NONE, ModelConfig
 from byteloom.models.multiscale import Multiscale
-from byteloom.models.store import CheckpointError, read_model_config, read_run, read_tensors
+from byteloom.models.store import CheckpointError, read_model_config, read_run, read_weights
 from byteloom.train.checkpoint import check_same
 
 MAY_DIFFER = ("context", "embedder", "heads", "inputs", "modalities", "vocab_size")
@@ -30,7 +30,7 @@ def begin_with(source: Path, model: Multiscale) -> str:
     """
     saved, path = read_model_config(source), source / "model.safetensors"
     check_same(saved, model.config, source, but=MAY_DIFFER)
-    theirs = {named(name, saved): tensor for name, tensor in read_tensors(path).items()}
+    theirs = {named(name, saved): tensor for name, tensor in read_weights(source).items()}
     known = {kind.name for kind in saved.kinds} or {NONE.name, *map(str, read_run(source).get("modalities", ()))}
     taken, used, new = {}, set(), []
     for name, tensor in model.state_dict().items():

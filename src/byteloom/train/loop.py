@@ -1,14 +1,16 @@
 """Training in one function, readable from top to bottom: files in, a RUN folder with model, checkpoints, metrics out.
 
-One process on CPU or CUDA. Cost: about 6 FLOPs per parameter and position of each stage, and with Muon the weights,
-gradients and about one and a half more copies of the weights.
+One process or, under torchrun, many that do as one would: the same batches, the same curve. On CPU or CUDA. Cost:
+about 6 FLOPs per parameter and position of each stage, and with Muon the weights, gradients and about one and a half
+more copies of the weights, spread over the processes.
 """
 
 import contextlib
+import json
 import math
-import signal
+import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -19,24 +21,30 @@ from torch import Tensor
 
 from byteloom.codecs import MediaConfig
 from byteloom.corpus import Corpus
-from byteloom.evaluation import by_name, check_known, evaluate, packed, row_names
-from byteloom.loader import Loader, LoaderConfig
+from byteloom.evaluation import check_known, evaluate, row_names
+from byteloom.loader import LoaderConfig
 from byteloom.losses import Loss, bits_per_byte
 from byteloom.models.config import ModelConfig
 from byteloom.models.multiscale import Multiscale
-from byteloom.models.store import CheckpointError, pick_device
+from byteloom.models.store import CheckpointError, config_from_dict
 from byteloom.sizing import plan
 from byteloom.train import acceleration
-from byteloom.train.checkpoint import (
-    Progress,
-    list_checkpoints,
-    load_checkpoint,
-    save_best,
-    save_checkpoint,
+from byteloom.train.average import Average
+from byteloom.train.checkpoint import Progress, Saver, list_checkpoints, load_checkpoint, read_progress
+from byteloom.train.data import Paths, count, make_loader, open_run_data, sample
+from byteloom.train.distributed import (
+    ParallelConfig,
+    World,
+    drop_unused,
+    gather_weights_anew,
+    open_world,
+    reached,
+    reduce_gradients,
+    spread,
+    stop_signals,
 )
-from byteloom.train.data import Paths, count, open_run_data, sample
 from byteloom.train.initial import begin_with
-from byteloom.train.metrics import MetricsLog, ProgressBar, read_metrics
+from byteloom.train.metrics import MetricsLog, ProgressBar, Window, read_metrics
 from byteloom.train.optim import OptimConfig, Optimizers, learning_rate_at
 
 
@@ -49,7 +57,7 @@ class TrainConfig:
     """How long, on what, and in which steps."""
 
     batch_size: int = 4
-    """Sequences, each of the model's context, in one forward and backward pass."""
+    """Sequences, each of the model's context, in one forward and backward pass of all processes together."""
     accumulation: int = 1
     """Passes whose gradients make one update."""
     steps: int | None = None
@@ -69,6 +77,9 @@ class TrainConfig:
     activation_memory: float | None = None
     """GiB of activations to keep for the backward pass; what is more is computed again. None: an eighth of what is
     free, for with gradients and passing values the peak is about three times as high."""
+    ema: float | None = None
+    """Average the weights too, by this decay an update, such as 0.999, and take the average for the run's model: it is
+    what is measured and written to best/ and model.safetensors."""
     deterministic: bool = False
     """Only algorithms whose result is the same bit for bit every time (same machine, same number of threads)."""
     validations: int = 10
@@ -87,6 +98,8 @@ class TrainConfig:
     """Keep so many checkpoints, the latest ones."""
     log_every: int = 10
     """Updates between two lines of metrics.jsonl."""
+    tensorboard: bool = False
+    """Write these lines for TensorBoard too, to OUT/tensorboard."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulation", "keep", "log_every", "valid_bytes"):
@@ -101,6 +114,8 @@ class TrainConfig:
             raise ValueError(f"TrainConfig.mixture is {self.mixture}; each weight must be above 0")
         if not all(0 <= weight < math.inf for weight in self.loss_weights.values()):
             raise ValueError(f"TrainConfig.loss_weights is {self.loss_weights}; each weight must be at least 0")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"TrainConfig.ema is {self.ema}; it must lie between 0 and 1")
         if self.activation_memory is not None and not self.activation_memory > 0:
             raise ValueError(f"TrainConfig.activation_memory is {self.activation_memory}; it must be above 0")
         if self.steps is None and self.max_bytes is None and self.max_seconds is None:
@@ -117,6 +132,8 @@ class RunConfig:
     """The optimizer and its schedule."""
     train: TrainConfig
     """Batches, budget, precision, checkpoints."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How the model is spread over the processes that torchrun started."""
     media: MediaConfig = field(default_factory=MediaConfig)
     """How media files become samples; prepared data say it themselves."""
 
@@ -126,7 +143,7 @@ class Trained:
     """What a run ended with."""
 
     model: Multiscale
-    """The last model, in evaluation mode."""
+    """The last model, in evaluation mode; each of several processes has its shard, and `byteloom.load(out)` all."""
     progress: Progress
     """Steps, bytes, seconds, and the best held-out bits per byte."""
     metrics: list[dict[str, Any]]
@@ -162,7 +179,7 @@ def train(
 
     Args:
         config: the run.
-        data: files, folders and prepared corpora to learn from.
+        data: files, folders, prepared corpora and datasets of Hugging Face to learn from.
         out: the RUN folder.
         valid: held-out data; by default 5 % of `data`, by file, which is then not trained on.
         resume: go on from the last checkpoint in `out`; from the beginning where there is none.
@@ -172,9 +189,11 @@ def train(
     Raises:
         ValueError: `mixture` has another number of weights than there are paths, or `loss_weights` an unknown name.
         DataError: data cannot be used.
-        CheckpointError: `out` holds a run and `resume` is False, or a checkpoint is damaged or of another model.
+        CheckpointError: `out` holds a run and `resume` is False, or a checkpoint is damaged, of another model, or
+            cannot be written; earlier checkpoints stay.
         TrainingError: the loss became NaN or infinite.
-        OSError: there is no room on the disk, or no right to write; earlier checkpoints stay.
+        LostError: another process of the run ended, or did not answer in time.
+        OSError: there is no right to write.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the step was finished and saved.
     """
     settings, run = config.train, Path(out)
@@ -182,45 +201,62 @@ def train(
     if any((run / name).exists() for name in ("config.json", "metrics.jsonl", "checkpoints")) and not resume:
         raise CheckpointError(f"{run}: holds a run already; add --resume to go on with it, or name another folder")
     fused = bool(config.model.embedder.streams)
-    opened = open_run_data(data, valid, mixture=settings.mixture, media=config.media, fused=fused)
+    opened = open_run_data(
+        data, valid, mixture=settings.mixture, media=config.media, fused=fused, valid_bytes=settings.valid_bytes
+    )
     check_known(config.model, opened.modalities)
     names = row_names(config.model, opened.modalities)
     weights = row_weights(settings.loss_weights, names)
     held_out = sample(opened.held_out, settings.valid_bytes, config.model)
-    loader = Loader(
-        LoaderConfig(context=config.model.context, batch_size=settings.batch_size, seed=settings.seed),
-        [(packed(corpus, config.model), weight) for corpus, weight in opened.sources],
-    )
-
-    device = pick_device(settings.device)
-    with deterministic(settings.deterministic):
-        torch.manual_seed(settings.seed)
-        model = Multiscale(config.model).to(device)
-        said = begin_with(Path(init), model) if init is not None and not checkpoints else ""
-        optimizers = Optimizers(model, config.optim)
+    with open_world(config.parallel, settings.device) as world, acceleration.deterministic(settings.deterministic):
+        device = world.device
+        loader = make_loader(
+            opened,
+            config.model,
+            LoaderConfig(
+                context=config.model.context,
+                batch_size=settings.batch_size,
+                share=world.reader,
+                shares=world.readers,
+                seed=settings.seed,
+            ),
+        )
         progress = Progress(data_bytes=opened.num_bytes)
         if checkpoints:
-            progress, loader_state = load_checkpoint(checkpoints[-1], model, optimizers)
+            progress, loader_state = read_progress(checkpoints[-1], config.model, world)
             if progress.data_bytes != opened.num_bytes:
                 raise CheckpointError(
                     f"{run}: learned from {progress.data_bytes:,} bytes, and these data have "
                     f"{opened.num_bytes:,}; give the same, or begin in another folder with --init"
                 )
             loader.set_state(loader_state)
-        decide(progress, settings, model, device, anew=not checkpoints)
+        progress = decide(progress, config, world, anew=not checkpoints)
+        torch.manual_seed(settings.seed)
+        whole = Multiscale(config.model) if world.main else None
+        said = begin_with(Path(init), whole) if init is not None and whole is not None and not checkpoints else ""
+        model = spread(config.model, whole, world, progress.precision)
+        del whole
+        if world.size > 1:
+            torch.manual_seed(settings.seed + 1 + world.reader)  # of dropout, which differs from row to row
+        optimizers = Optimizers(model, config.optim, progress.precision)
+        average = Average(model, settings.ema) if settings.ema else None
+        if checkpoints:
+            load_checkpoint(checkpoints[-1], model, optimizers, average, world)
         acceleration.keep_memory()
         autocast = progress.precision == "bf16"
         about = {
+            "identity": progress.identity,
             "optim": asdict(config.optim),
             "train": asdict(settings),
             "media": asdict(opened.media),
             "modalities": sorted(opened.modalities.values()),
             "headers": opened.headers,
         }
-        run.mkdir(parents=True, exist_ok=True)
-        log = MetricsLog(run / "metrics.jsonl", progress.step)
+        world.meet()  # all have looked for what is in the folder, before there is more
+        log = MetricsLog(run / "metrics.jsonl", progress.step, writes=world.main, tensorboard=settings.tensorboard)
+        saver = Saver(run, world, settings.keep)
         began = time.monotonic() - progress.seconds
-        first, saved_at, saved_step, window = progress.step, time.monotonic(), progress.step, Window()
+        first, saved_at, saved_step, window, stop = progress.step, time.monotonic(), progress.step, Window(), False
         places = model.counted_places(config.model.context, torch.device("cpu"))
         predicted = None if places is None else places.numpy()
 
@@ -234,15 +270,22 @@ def train(
         def checkpoint() -> None:
             nonlocal saved_at, saved_step
             if progress.step != saved_step:
-                save_checkpoint(run, model, optimizers, progress, loader.get_state(), about, settings.keep)
+                saver.save(model, optimizers, average, progress, loader.get_state(), about)
                 saved_at, saved_step = time.monotonic(), progress.step
 
         fast = acceleration.accelerated(model, progress.compiled, progress.recompute)
-        with ProgressBar(share_done(), show) as bar, stop_signals() as stopped, contextlib.closing(log), fast:
+        with (
+            ProgressBar(share_done(), show and world.main) as bar,
+            stop_signals() as stopped,
+            contextlib.closing(log),
+            contextlib.closing(saver),
+            fast,
+        ):
             parameters = sum(p.numel() for p in model.parameters())
             bar.say(
-                f"{parameters / 1e6:.2f}M parameters · {opened.num_bytes / 1e6:.2f} MB to learn from, "
+                f"{parameters / 1e6:.2f}M parameters · {opened.size} to learn from, "
                 f"{opened.held_out.num_bytes / 1e6:.2f} MB held out · {device} {progress.precision}"
+                + (f" · {world.size} processes" if world.size > 1 else "")
                 + (" · compiled" if progress.compiled else "")
                 + (f" · activations in chunks of {progress.chunk:,} bytes" if progress.chunk else "")
                 + (f" · resumed at step {progress.step}" if checkpoints else "")
@@ -250,29 +293,38 @@ def train(
             if said:
                 bar.say(said)
             model.train()
-            while (done := share_done()) < 1 and not stopped():
+            while (done := share_done()) < 1 and not stop:
                 batches = [next(loader) for _ in range(settings.accumulation)]
                 sizes = [count(batch["ids"], predicted) for batch in batches]
-                total = max(sum(size for size, _ in sizes), 1)
-                for batch in batches:
+                total, size = world.sum(*(sum(column) for column in zip(*sizes, strict=True)))
+                used: set[str] = set()
+                for number, batch in enumerate(batches, 1):
                     ids, mark, since = (torch.from_numpy(batch[key]).to(device) for key in ("ids", "mark", "since"))
                     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                         loss = model.loss(ids, mark=mark, since=since, chunk=progress.chunk)
-                    (weighted(loss, weights) / total).backward()
+                    nats = weighted(loss, weights) / max(total, 1)
+                    used |= reached(nats, model, world)
+                    reduce_gradients(model, number == len(batches))
+                    nats.backward()
                     window.add(loss)
                 if progress.compiled and progress.step == first:
                     acceleration.give_back()
+                drop_unused(model, used, world)
                 window.norm = window.norm + optimizers.step(done)
                 progress.step += 1
-                progress.bytes += sum(size for _, size in sizes)
-                progress.seconds = time.monotonic() - began
+                progress.bytes += int(size)
+                if average:
+                    average.update(progress.step)
 
+                aged = time.monotonic() - saved_at >= settings.checkpoint_seconds
+                agreed = world.largest(time.monotonic() - began, stopped(), aged, bool(saver.problem))
+                progress.seconds, (stop, aged, failed) = agreed[0], map(bool, agreed[1:])
+                if failed:
+                    raise CheckpointError(next(filter(None, world.gather(saver.problem))))
                 done = share_done()
-                due = done >= 1 or stopped()
+                due = done >= 1 or stop
                 validate = settings.validations and int(done * settings.validations) > progress.validations
-                old = time.monotonic() - saved_at >= settings.checkpoint_seconds or (
-                    settings.checkpoint_steps and progress.step % settings.checkpoint_steps == 0
-                )
+                old = aged or (settings.checkpoint_steps and progress.step % settings.checkpoint_steps == 0)
                 if not (due or validate or old or progress.step % settings.log_every == 0):
                     continue
                 row: dict[str, Any] = {
@@ -280,8 +332,9 @@ def train(
                     "bytes": progress.bytes,
                     "seconds": round(progress.seconds, 3),
                 }
-                nats, size, finite = window.read()
+                nats, size, finite = window.read(world)
                 if not finite:
+                    saver.wait()
                     last = list_checkpoints(run)
                     raise TrainingError(
                         f"the loss or its gradient is not finite at step {progress.step}; "
@@ -294,60 +347,40 @@ def train(
                 row["learning_rate"] = config.optim.learning_rate * learning_rate_at(done, config.optim)
                 if validate:
                     progress.validations = int(done * settings.validations)
+                    if average:
+                        average.swap()
                     with torch.compiler.set_stance("force_eager"):  # other shapes, not worth compiling for
-                        measured = evaluate(model, held_out, autocast=autocast)
+                        ours = (world.reader, world.readers)
+                        measured = evaluate(model, held_out, autocast=autocast, share=ours, total=world.sum_array)
+                    gather_weights_anew(model)
                     found = row["valid_bits_per_byte"] = measured.bits_per_byte
                     parts = {name: sums["bits_per_byte"] for name, sums in measured.by_modality.items()}
                     if len(names) > 1:
                         row["valid_by_modality"] = parts
                     if progress.best is None or found < progress.best:
                         progress.best = found
-                        save_best(run, model, about)
+                        saver.save_best(model, about)
+                    if average:
+                        average.swap()
                     bar.say(
                         f"{min(done, 1):4.0%} · step {progress.step} · {progress.bytes / 1e6:.2f} MB · "
                         f"train {row['bits_per_byte']:.3f} · held out {found:.3f} bits per byte"
                         + (f" ({', '.join(f'{name} {b:.3f}' for name, b in parts.items())})" if len(names) > 1 else "")
                     )
+                if world.main and not run.exists():
+                    bar.say(f"{run} was deleted while training goes on; it is made anew")
                 log.write(**row)
                 bar.update(done, row["bits_per_byte"], window.rate(size))
                 window = Window()
                 if old:
                     checkpoint()
-            progress.seconds = time.monotonic() - began
             checkpoint()
-        if stopped():
+            saver.wait()
+        if average:
+            average.swap()
+        if stop:
             raise KeyboardInterrupt(f"stopped at step {progress.step}, saved in {run}; --resume goes on from there")
     return Trained(model=model.eval(), progress=progress, metrics=read_metrics(run / "metrics.jsonl"))
-
-
-class Window:
-    """Sums since the last line of metrics, left on the device until they are read."""
-
-    def __init__(self) -> None:
-        self.nats: Tensor | float = 0.0
-        self.bytes: Tensor | float = 0.0
-        self.table: Tensor | float = 0.0
-        self.norm: Tensor | float = 0.0
-        self.began = time.monotonic()
-
-    def add(self, loss: Loss) -> None:
-        """Adds a batch's sums."""
-        self.nats = self.nats + loss.nats.detach().double()
-        self.bytes = self.bytes + loss.bytes
-        self.table = self.table + loss.table.detach().double()
-
-    def read(self) -> tuple[float, int, bool]:
-        """Nats, bytes, and whether all of it, gradients too, was finite. Waits for the device."""
-        return float(self.nats), int(self.bytes), math.isfinite(float(self.nats)) and math.isfinite(float(self.norm))
-
-    def by_modality(self, names: Mapping[int, str]) -> dict[str, float]:
-        """Bits per byte of each modality that there was, by the names of the table's rows."""
-        sums = by_name(torch.as_tensor(self.table)[:, [0, 2]].cpu().numpy(), names)
-        return {name: entry["bits_per_byte"] for name, entry in sums.items()}
-
-    def rate(self, size: int) -> float:
-        """Bytes per second."""
-        return size / max(time.monotonic() - self.began, 1e-9)
 
 
 def row_weights(weights: Mapping[str, float], names: Mapping[int, str]) -> dict[int, float]:
@@ -367,75 +400,28 @@ def weighted(loss: Loss, weights: Mapping[int, float]) -> Tensor:
     return nats
 
 
-def decide(progress: Progress, settings: TrainConfig, model: Multiscale, device: torch.device, anew: bool) -> None:
+def decide(progress: Progress, config: RunConfig, world: World, anew: bool) -> Progress:
     """Settles what the config leaves to the machine; a run goes on as it began, save where it is asked otherwise.
 
-    Raises TrainingError where the model is to be compiled and there is no compiler.
+    What the main process finds holds for all. Raises TrainingError where the model is to be compiled and there is no
+    compiler.
     """
+    settings, device = config.train, world.device
     if anew:
-        progress.precision = choose_precision(settings.precision, device)
+        progress.identity = secrets.token_hex(8)
+        progress.precision = acceleration.choose_precision(settings.precision, device)
     if settings.compile != "auto":
         progress.compiled = settings.compile == "on"
     elif anew:
-        size = settings.batch_size * settings.accumulation * model.config.context
-        planned = min((settings.steps or math.inf) * size, settings.max_bytes or math.inf)
-        progress.compiled = acceleration.worth_compiling(planned, settings.max_seconds or math.inf, model, device)
+        size = settings.batch_size * settings.accumulation * config.model.context
+        planned = min((settings.steps or math.inf) * size, settings.max_bytes or math.inf) / world.readers
+        seconds = settings.max_seconds or math.inf
+        progress.compiled = acceleration.worth_compiling(planned, seconds, config.model, device)
     if progress.compiled and not acceleration.can_compile(device):
         raise TrainingError("torch.compile does not work here: it needs g++ and Python's headers; use --compile off")
     if anew or settings.activation_memory:
         budget = settings.activation_memory and settings.activation_memory * 2**30
         budget = budget or (acceleration.available_memory(device) or math.inf) / 8
-        found = plan(model.config, settings.batch_size, progress.precision, budget)
+        found = plan(config.model, settings.batch_size // world.readers, progress.precision, budget)
         progress.chunk, progress.recompute = found.chunk, found.recompute
-
-
-def choose_precision(wanted: str, device: torch.device) -> str:
-    """ "bf16" or "fp32": for "auto" bf16 on CUDA, and on a CPU that multiplies it at least 1.3 times as fast."""
-    if wanted != "auto":
-        return wanted
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a = torch.ones(512, 512, dtype=dtype)
-        seconds[dtype] = min(timed(lambda a=a: a @ a) for _ in range(8))
-    return "bf16" if seconds[torch.bfloat16] * 1.3 < seconds[torch.float32] else "fp32"
-
-
-def timed(call: Callable[[], object]) -> float:
-    """Seconds that a call takes."""
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
-
-
-@contextlib.contextmanager
-def deterministic(wanted: bool) -> Iterator[None]:
-    """Inside, torch uses deterministic algorithms only, where wanted; what held before holds again after."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(wanted or before)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Inside, Ctrl-C and SIGTERM only raise a flag, so that a step is finished and saved; a second one ends at once."""
-    received: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: signals go elsewhere
-        before = {}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return config_from_dict(Progress, json.loads(world.gather(json.dumps(asdict(progress)))[0]), "progress")

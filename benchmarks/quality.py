@@ -1,0 +1,720 @@
+"""Bits per byte for the time: ours, ours in paper mode, megabyte-pytorch, mblm and a byte-level Llama.
+
+    python benchmarks/quality.py SUITE [--sets text_wiki_en code] [--seconds 300] [--seeds 0 1 2] [--json FILE]
+
+SUITE holds SET/{train,valid,test}.*, SET/SPLIT.index.json and SET/meta.json, as benchmarks/suite.py makes them; the
+name of a set begins with its kind: text, code, image (32 x 32 RGB) or audio. audio_speech is learned as 8-bit mu-law,
+audio_speech:pcm16 as 16-bit samples. Needs: pip install mblm==0.4.2, or that peer is left out, with a line.
+
+What is the same for all: the train bytes, in the order that our codec gives them (patches of 2 x 2 pixels for
+pictures); the seconds, from the first step on, on the same cores, compiling counted; about the same number of
+parameters, which is that of our recipe; the schedule of the learning rate, by time, and the clipping, which are our
+recipe's. And the scorer: windows of raw bytes that overlap by one byte (a sample of sound, a patch of pixels), of which
+the overlap is given and all else is scored, in fp32, each byte of the split once. The first byte (sample, picture) of a
+split is given to all. Each model is scored in windows as long as it was trained on.
+
+What is chosen for whom, so that nobody is held back:
+  ours      the recipe of the kind through `train`, as `byteloom train` does, without validation on the way. It learned
+            documents; in the windows there are none, and what `byteloom evaluate` finds stands beside as "documents".
+  paper     ours as arXiv 2305.07185 has it: isolated patches, learned positions, LayerNorm, ReLU, biases, initial
+            weights of 0.006; no dropout, for in this time nothing is learned by heart.
+  peers     megabyte-pytorch and mblm with rotary positions, flash attention and all else as their authors set it, Llama
+            with the defaults of transformers. Each runs in the mode in which it takes the most steps in the time: fp32
+            or bf16 autocast, eager or, where there is time for that, compiled; all are measured first. The C library
+            keeps memory for all.
+  windows   paper, megabyte-pytorch and mblm have our batch and context, in patches of 4 bytes of text, 8 of sound, 12
+            of pictures. Llama, whose steps cost more the longer its context is, has as many bytes in a batch, cut into
+            2 windows of sound and 4 of pictures.
+  pictures  all learn windows that begin where those of the scorer do, at the same places of each picture.
+  training  all but ours try AdamW at two learning rates, and our Muon, with the first seed. What is best on the valid
+            split is taken for the other seeds too; the test split has no say.
+
+After each run the JSON file is written anew, so a stop costs one run; --resume goes on. A standard error is over items
+(articles, files, photographs, recordings), of the mean over seeds; that of a ratio is over the same items' differences.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import peers
+import torch
+import torch.nn.functional as F
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from byteloom import ModelConfig, Multiscale, StageConfig, evaluate, recipes
+from byteloom.corpus import Corpus
+from byteloom.documents import DataError
+from byteloom.evaluation import CHUNK, IDS_AT_ONCE, standard_error
+from byteloom.losses import bits_per_byte
+from byteloom.models.store import CheckpointError
+from byteloom.shards import open_data
+from byteloom.train import acceleration
+from byteloom.train.loop import RunConfig, TrainingError, train
+from byteloom.train.optim import OptimConfig, Optimizers
+
+Model = Literal["ours", "paper", "megabyte-pytorch", "mblm", "llama"]
+MAKERS: dict[Model, Callable[[peers.Shape], peers.Peer]] = {
+    "megabyte-pytorch": peers.megabyte_pytorch,
+    "mblm": peers.mblm,
+    "llama": peers.llama,
+}
+WIDTHS = tuple(range(64, 769, 32))
+LAYERS = ((2, 2), (2, 3), (2, 4), (3, 2), (3, 3))
+LLAMA_LAYERS = (4, 5, 6)
+"""Widths and layers among which a model of equal parameters is looked for; local widths are half of global ones."""
+CPU = torch.device("cpu")
+TRIED_STEPS = 4
+"""Steps by which the speed of a mode is measured, after one to warm up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What suits the peers on data of a kind."""
+
+    recipe: str
+    """Ours."""
+    patch_size: int
+    """Bytes in a patch of those with patches."""
+    llama_parts: int = 1
+    """Windows into which Llama's batch is cut."""
+
+
+KINDS = {
+    "text": Kind(recipe="text-small", patch_size=4),
+    "code": Kind(recipe="code-small", patch_size=4),
+    "image": Kind(recipe="image-small", patch_size=12, llama_parts=4),
+    "audio": Kind(recipe="audio-small", patch_size=8, llama_parts=2),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is compared, and for how long."""
+
+    suite: tyro.conf.Positional[Path]
+    """Folder of sets."""
+    sets: tuple[str, ...] = ("text_wiki_en", "text_books_en", "code", "image_rgb32", "audio_speech")
+    """Folders in it; of audio also NAME:pcm16."""
+    seconds: float = 300.0
+    """How long each run learns."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of first weights and order of the data."""
+    models: tuple[Model, ...] = get_args(Model)
+    """Who takes part."""
+    adamw_rates: tuple[float, ...] = (1e-3, 3e-3)
+    """Learning rates of AdamW that all but ours try."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether ours, paper mode included, is compiled; "auto" as `byteloom train` decides."""
+    valid_bytes: int = 131072
+    """How much of the valid split the choice among ways of training rests on."""
+    runs: Path | None = None
+    """Keep our RUN folders here."""
+    json: Path = Path("quality.json")
+    """Where all numbers go."""
+    resume: bool = False
+    """Go on with this file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A set: its bytes as all read them, and how windows are laid over them."""
+
+    name: str
+    kind: Kind
+    run: RunConfig
+    """Our recipe, with what its codec has to know."""
+    corpora: dict[str, Corpus]
+    """The splits as documents."""
+    payloads: dict[str, np.ndarray]
+    """The splits as bytes (N,) uint8."""
+    owners: np.ndarray
+    """(N,), for each byte of the test split the number of its item."""
+    mark: int
+    """The MARK of its modality."""
+    given: int = 1
+    """Bytes at the start of a window that are not scored: its overlap with the one before."""
+    lead: int = 1
+    """Bytes at the start of a split that nobody is scored on."""
+    aligned: bool = False
+    """Windows to learn from begin where windows to score do, and not just anywhere."""
+
+    def starts(self, split: str, context: int, learned: bool = False) -> range:
+        """Where windows may begin: to score each byte once, or to learn from, when all are whole."""
+        stride, size = context - self.given, len(self.payloads[split])
+        if learned:
+            step = stride if self.aligned else self.given
+            return range(self.lead - self.given, size - context + 1, step)
+        return range(self.lead - self.given, size - self.given, stride)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mode:
+    """How a peer computes."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        return self.precision + (" compiled" if self.compiled else "")
+
+
+def open_task(suite: Path, name: str) -> Task:
+    """Opens a set. Raises DataError where it is not there or not of a kind that this program knows."""
+    folder, coding = suite / name.partition(":")[0], name.partition(":")[2]
+    known = name.split("_")[0].split(":")[0]
+    if known not in KINDS or coding not in (("", "pcm16") if known == "audio" else ("",)):
+        raise DataError(f"{name}: a set begins with {', '.join(KINDS)}; only audio can end with :pcm16")
+    if not (folder / "meta.json").exists():
+        raise DataError(f"{folder}: holds no meta.json; build the set with benchmarks/suite.py")
+    kind, meta = KINDS[known], json.loads((folder / "meta.json").read_text())
+    run, grid, modality = recipes.by_name(kind.recipe), {}, None
+    if known == "image":
+        if meta["shape"] != [32, 32, 3]:
+            raise DataError(f"{folder}: has tiles of {meta['shape']}; {kind.recipe} is made for [32, 32, 3]")
+        picture = dataclasses.replace(run.media.image, shape=tuple(meta["shape"]))
+        run = dataclasses.replace(run, media=dataclasses.replace(run.media, image=picture))
+        modality = "image"
+        grid = {"given": picture.patch**2 * 3, "lead": math.prod(picture.shape), "aligned": True}
+    if known == "audio":
+        sound = dataclasses.replace(run.media.audio, raw_rate=meta["rate"], coding=coding or "mulaw")
+        run = dataclasses.replace(run, media=dataclasses.replace(run.media, audio=sound))
+        sample = 2 if coding else 1
+        grid = {"given": sample, "lead": sample}
+    corpora = {split: open_data([file_of(folder, split)], modality, run.media) for split in ("train", "valid", "test")}
+    payloads = {split: payload(corpus) for split, corpus in corpora.items()}
+    return Task(
+        name=name, kind=kind, run=run, corpora=corpora, payloads=payloads, mark=int(corpora["test"].segment_marks[0]),
+        owners=owners(folder, len(payloads["test"])), **grid,
+    )  # fmt: skip
+
+
+def file_of(folder: Path, split: str) -> Path:
+    """The data of a split. Raises DataError where there is not one file of it."""
+    found = [path for path in folder.glob(f"{split}.*") if path.suffix != ".json"]
+    if len(found) != 1:
+        raise DataError(f"{folder}: must hold one file {split}.* beside {split}.index.json, and holds {len(found)}")
+    return found[0]
+
+
+def payload(corpus: Corpus) -> np.ndarray:
+    """All bytes of a corpus, end to end."""
+    return np.concatenate([corpus.payload(number) for number in range(len(corpus.segment_lengths))]).astype(np.uint8)
+
+
+def owners(folder: Path, size: int) -> np.ndarray:
+    """Of each byte of the test split the number of its item. Tiles of one photograph, NAME@..., are one item.
+
+    Raises DataError where the sizes in the index do not add up to the bytes, or twice as many.
+    """
+    index = json.loads((folder / "test.index.json").read_text())
+    sizes = np.array([entry[1] for entry in index])
+    each = sizes.sum() // size if size else 1
+    if each not in (1, 2) or sizes.sum() != each * size:
+        raise DataError(f"{folder}/test.index.json: names {sizes.sum():,} bytes, and the split has {size:,}")
+    numbers: dict[str, int] = {}
+    labels = [numbers.setdefault(entry[0].split("@")[0], len(numbers)) for entry in index]
+    return np.repeat(labels, sizes // each)
+
+
+# -- who takes part ----------------------------------------------------------------------------------------------------
+
+
+def count(model: nn.Module) -> int:
+    """How many numbers a model trains."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def nearest(target: int, shapes: Sequence[peers.Shape], make: Callable[[peers.Shape], nn.Module]) -> peers.Shape:
+    """The shape whose model, which is not really built, has the number of parameters nearest to `target`."""
+
+    def distance(shape: peers.Shape) -> float:
+        with torch.device("meta"), peers.quiet():
+            return abs(math.log(count(make(shape)) / target))
+
+    return min(shapes, key=distance)
+
+
+def paper_model(shape: peers.Shape) -> ModelConfig:
+    """Ours in paper mode."""
+
+    def stage(dim: int, num_layers: int, **more: Any) -> StageConfig:
+        return StageConfig(
+            dim=dim, num_layers=num_layers, num_heads=max(1, dim // 64), head_dim=64, position="learned",
+            norm="layer", norm_eps=1e-5, qk_norm=False, mlp="relu", attention_bias=True, mlp_bias=True, zero_init=False,
+            **more,
+        )  # fmt: skip
+
+    patch_size, (dim, local_dim) = shape.patch_size, shape.dims
+    width = {"embed_dim": -(-dim // patch_size), "expand": "linear" if dim % patch_size else "slice"}
+    positions = -(-shape.context // patch_size)
+    return ModelConfig(
+        stages=(
+            stage(dim, shape.num_layers[0], patch_size=patch_size, max_positions=positions, **width),
+            stage(local_dim, shape.num_layers[1]),
+        ),
+        context=shape.context,
+        init_std=0.006,
+    )
+
+
+def shape_of(task: Task, model: Model) -> peers.Shape | None:
+    """How large a model is for a task: as many parameters as ours has, and the windows that suit it. None: ours."""
+    if model == "ours":
+        return None
+    with torch.device("meta"):
+        target = count(Multiscale(task.run.model))
+    context, patch_size = task.run.model.context, task.kind.patch_size
+    if model == "llama":
+        stride = (context - task.given) // task.kind.llama_parts // task.given * task.given
+        sizes: Sequence[Any] = [((width,), (layers,)) for width, layers in product(WIDTHS, LLAMA_LAYERS)]
+        context = stride + task.given
+    else:
+        sizes = [((width, width // 2), layers) for width, layers in product(WIDTHS, LAYERS)]
+        context = context // patch_size * patch_size
+    shapes = [
+        peers.Shape(dims=dims, num_layers=layers, patch_size=patch_size, context=context, rotary=True)
+        for dims, layers in sizes
+    ]
+    if model == "paper":
+        return nearest(target, shapes, lambda shape: Multiscale(paper_model(shape)))
+    return nearest(target, shapes, lambda shape: MAKERS[model](shape).model)
+
+
+def batch_of(task: Task, model: Model) -> int:
+    """Windows in a batch."""
+    return task.run.train.batch_size * (task.kind.llama_parts if model == "llama" else 1)
+
+
+def ways(task: Task, model: Model, rates: Sequence[float]) -> dict[str, OptimConfig]:
+    """How a model may be trained, by name."""
+    recipe = task.run.optim
+    if model == "ours":
+        return {"recipe": recipe}
+    adamw = {f"AdamW {rate:g}": dataclasses.replace(recipe, optimizer="adamw", learning_rate=rate) for rate in rates}
+    return adamw | {"Muon": dataclasses.replace(recipe, optimizer="muon")}
+
+
+# -- the scorer --------------------------------------------------------------------------------------------------------
+
+Nats = Callable[[Tensor, Sequence[int]], Tensor]
+"""ids (B, T) and where in the split each row begins -> nats (B, T - 1) of all bytes of a row but the first."""
+
+
+def score(task: Task, split: str, context: int, nats: Nats, max_bytes: int | None = None) -> np.ndarray:
+    """Nats (N,) of each byte of a split after its first `lead`, each once, in windows of `context` bytes."""
+    data = task.payloads[split][:max_bytes]
+    found = np.full(len(data), math.nan)
+    starts = [start for start in task.starts(split, context) if start + task.given < len(data)]
+    for group in groups(starts, lambda start: min(context, len(data) - start), max(1, IDS_AT_ONCE // context)):
+        rows = np.stack([data[start : start + context] for start in group]).astype(np.int64)
+        with torch.inference_mode():
+            scored = nats(torch.from_numpy(rows), group).double().numpy()
+        for start, row in zip(group, scored, strict=True):
+            found[start + task.given : start + rows.shape[1]] = row[task.given - 1 :]
+    return found[task.lead :]
+
+
+def groups(starts: Sequence[int], length: Callable[[int], int], most: int) -> Iterator[list[int]]:
+    """Up to `most` starts that follow each other and whose windows are equally long."""
+    group: list[int] = []
+    for start in starts:
+        if group and (len(group) == most or length(start) != length(group[0])):
+            yield group
+            group = []
+        group.append(start)
+    if group:
+        yield group
+
+
+def nats_of_ours(model: Multiscale, task: Task, split: str) -> Nats:
+    """Ours as the scorer asks for it: it is told which modality the bytes are of, and where in a segment they begin."""
+    begins = np.cumsum(np.append(0, task.corpora[split].segment_lengths))
+
+    def nats(ids: Tensor, starts: Sequence[int]) -> Tensor:
+        since = np.asarray(starts) - begins[begins.searchsorted(starts, "right") - 1]
+        mark = torch.full((len(starts),), task.mark)
+        return model.nats(ids, CHUNK, mark=mark, since=torch.from_numpy(since))[:, 1:]
+
+    return nats
+
+
+def nats_of_peer(peer: peers.Peer) -> Nats:
+    """A peer as the scorer asks for it."""
+
+    def nats(ids: Tensor, starts: Sequence[int]) -> Tensor:
+        logits, comes = peer.logits(ids).float(), ids[:, 1:]
+        return F.cross_entropy(logits.flatten(0, 1), comes.flatten(), reduction="none").view(comes.shape)
+
+    return nats
+
+
+def by_item(nats: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """Nats (N,) of bytes summed by their owners (N,): (items, 2: nats and bytes)."""
+    return np.stack((np.bincount(owners, nats), np.bincount(owners)), axis=1)
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """What a run left."""
+
+    nats: Callable[[str], Nats]
+    """For each split, what the scorer asks for."""
+    about: dict[str, Any]
+    """For the table."""
+    documents: Callable[[], float] | None = None
+    """Ours: bits per byte of the test split as `byteloom evaluate` measures it."""
+
+
+def learn_ours(task: Task, config: RunConfig, folder: Path, seed: int, options: Options) -> Learned:
+    """Trains ours, or ours in paper mode. Raises TrainingError where the loss does not stay finite."""
+    settings = dataclasses.replace(
+        config.train, seed=seed, steps=None, max_bytes=None, max_seconds=options.seconds, compile=options.compile,
+        device="cpu", validations=0,
+    )  # fmt: skip
+    config = dataclasses.replace(config, train=settings)
+    trained = train(
+        config, task.corpora["train"], folder, valid=task.corpora["valid"], resume=options.resume, show=True
+    )
+    model, progress = trained.model, trained.progress
+    return Learned(
+        nats=lambda split: nats_of_ours(model, task, split),
+        about={
+            "parameters": count(model), "steps": progress.step, "bytes": progress.bytes, "seconds": progress.seconds,
+            "mode": str(Mode(precision=progress.precision, compiled=progress.compiled)),  # type: ignore[arg-type]
+        },
+        documents=lambda: evaluate(model, task.corpora["test"]).bits_per_byte,
+    )  # fmt: skip
+
+
+def batches(task: Task, context: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Windows of the train split (B, T), drawn at random, without end. Raises DataError where it is too short."""
+    data, starts = task.payloads["train"], task.starts("train", context, learned=True)
+    if not starts:
+        raise DataError(f"{task.name}: the train split has {len(data):,} bytes, fewer than a window of {context}")
+    random = np.random.default_rng(seed)
+    while True:
+        rows = [
+            data[start : start + context]
+            for start in (starts[int(i)] for i in random.integers(len(starts), size=batch_size))
+        ]
+        yield torch.from_numpy(np.stack(rows).astype(np.int64))
+
+
+def matrices(model: nn.Module) -> set[str]:
+    """The names of matrices between vectors, which Muon takes: all linear layers but the head."""
+    heads = ("to_logits", "lm_head")
+    linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    return {f"{name}.weight" for name in linear if name.rpartition(".")[2] not in heads}
+
+
+def stepping(peer: peers.Peer, data: Iterator[Tensor], optim: OptimConfig, mode: Mode) -> Callable[[float], bool]:
+    """A call that makes one update, at a progress from 0 to 1, and says whether its gradient was finite."""
+    model = peer.model.train()
+    if mode.compiled:
+        model.forward = torch.compile(model.forward, dynamic=False)  # type: ignore[method-assign]
+    optimizers = Optimizers(model, optim, acceleration.choose_precision("auto", CPU), matrices(model))
+
+    def step(progress: float) -> bool:
+        with torch.autocast("cpu", torch.bfloat16, enabled=mode.precision == "bf16"):
+            loss = peer.loss(next(data))
+        loss.backward()
+        return bool(optimizers.step(progress).isfinite())
+
+    return step
+
+
+def fastest(
+    make: Callable[[], peers.Peer], data: Iterator[Tensor], optim: OptimConfig, seconds: float
+) -> tuple[Mode, dict[str, float]]:
+    """The mode in which a peer takes the most steps in the time, and how many that would be in each."""
+    compiling = seconds >= acceleration.WORTH_SECONDS and acceleration.can_compile(CPU)
+    found: dict[Mode, float] = {}
+    for compiled, precision in product((False, True) if compiling else (False,), ("fp32", "bf16")):
+        mode = Mode(precision=precision, compiled=compiled)
+        torch._dynamo.reset()
+        try:
+            step = functools.partial(stepping(make(), data, optim, mode), 0.5)
+            first, *rest = (acceleration.timed(step) for _ in range(1 + TRIED_STEPS))
+        except Exception as problem:
+            if not compiled:
+                raise
+            print(f"  cannot be compiled: {str(problem).splitlines()[0][:100]}", flush=True)
+            continue
+        found[mode] = 1 + max(seconds - first, 0) / statistics.median(rest)
+        acceleration.give_back()
+    return max(found, key=found.__getitem__), {str(mode): steps for mode, steps in found.items()}
+
+
+def learn_peer(
+    task: Task, make: Callable[[], peers.Peer], shape: peers.Shape, batch_size: int, optim: OptimConfig, mode: Mode,
+    seed: int, seconds: float,
+) -> Learned:  # fmt: skip
+    """Trains a peer. Raises TrainingError where the loss does not stay finite."""
+    torch.manual_seed(seed)
+    peer = make()
+    step = stepping(peer, batches(task, shape.context, batch_size, seed), optim, mode)
+    steps, began, taken = 0, time.monotonic(), 0.0
+    while taken < seconds:
+        if not step(taken / seconds):
+            raise TrainingError(f"the gradient is not finite at step {steps + 1}")
+        steps, taken = steps + 1, time.monotonic() - began
+    peer.model.eval()
+    if mode.compiled:
+        del peer.model.forward
+    about = {
+        "parameters": peer.parameters, "steps": steps, "bytes": steps * batch_size * shape.context, "seconds": taken,
+        "mode": str(mode),
+    }  # fmt: skip
+    return Learned(nats=lambda split: nats_of_peer(peer), about=about)
+
+
+# -- the program -------------------------------------------------------------------------------------------------------
+
+
+class Results:
+    """All that was measured so far, in a file that is written anew after each run."""
+
+    def __init__(self, options: Options):
+        self.path = options.json
+        settings = {key: getattr(options, key) for key in ("seconds", "adamw_rates", "valid_bytes", "compile")}
+        settings = json.loads(json.dumps(settings))
+        self.found: dict[str, Any] = {
+            "settings": settings,
+            "machine": {"torch": torch.__version__, "threads": torch.get_num_threads(), "cores": os.cpu_count()},
+            "modes": {}, "runs": {}, "summary": {},
+        }  # fmt: skip
+        if not self.path.exists():
+            return
+        if not options.resume:
+            raise DataError(f"{self.path}: holds results already; add --resume to go on, or name another --json")
+        try:
+            found = json.loads(self.path.read_text())
+            same = found["settings"] == settings and found.keys() == self.found.keys()
+        except (ValueError, LookupError, TypeError) as problem:
+            raise DataError(f"{self.path}: is not a file of this program") from problem
+        if not same:
+            raise DataError(f"{self.path}: was begun with {found['settings']}; give the same, or name another --json")
+        self.found = found
+
+    def of(self, name: str) -> dict[Model, list[dict[str, Any]]]:
+        """The finished runs of each model on a set, of the way that was best with its first seed."""
+        found: dict[Model, list[dict[str, Any]]] = {}
+        for row in self.found["runs"].values():
+            if row["set"] == name:
+                found.setdefault(row["model"], []).append(row)
+        best = {model: chosen([r for r in rows if r["seed"] == rows[0]["seed"]]) for model, rows in found.items()}
+        finished = {
+            model: [row for row in rows if row["way"] == best[model] and row["test"] is not None]
+            for model, rows in found.items()
+        }
+        return {model: rows for model, rows in finished.items() if rows}
+
+    def write(self) -> None:
+        """Writes the file, whole or not at all."""
+        partial = self.path.with_name(self.path.name + ".partial")
+        partial.write_text(json.dumps(self.found, indent=1) + "\n")
+        partial.replace(self.path)
+
+
+def run(
+    task: Task, model: Model, shape: peers.Shape | None, way: str, seed: int, options: Options, results: Results
+) -> dict[str, Any]:
+    """One run, trained and scored, or what is known of it from before."""
+    key = f"{task.name} / {model} / {way} / {seed}"
+    if key in results.found["runs"]:
+        return results.found["runs"][key]
+    optim = ways(task, model, options.adamw_rates)[way]
+    context = task.run.model.context if shape is None else shape.context
+    row: dict[str, Any] = {
+        "set": task.name, "model": model, "way": way, "seed": seed, "batch_size": batch_of(task, model),
+        "context": context, "shape": None if shape is None else dataclasses.asdict(shape), "valid": None, "test": None,
+    }  # fmt: skip
+    print(f"{key}: {row['batch_size']} x {context} bytes", flush=True)
+    torch._dynamo.reset()  # it gives up on code that it has compiled for many models
+    with tempfile.TemporaryDirectory() as spare:
+        folder = (options.runs or Path(spare)) / key.replace(" / ", "/").replace(" ", "-").replace(":", "-")
+        try:
+            if shape is None:
+                learned = learn_ours(task, task.run, folder, seed, options)
+            elif model == "paper":
+                config = dataclasses.replace(task.run, model=paper_model(shape), optim=optim)
+                learned = learn_ours(task, config, folder, seed, options)
+            else:
+                learned = learn_peer(
+                    task, lambda: quietly(model, shape), shape, row["batch_size"], optim,
+                    mode_of(task, model, shape, optim, options, results), seed, options.seconds,
+                )  # fmt: skip
+            row |= learned.about | measured(task, learned, context, options.valid_bytes)
+        except TrainingError as problem:
+            row["problem"] = str(problem)
+    acceleration.give_back()
+    results.found["runs"][key] = row
+    results.write()
+    print(f"  {row.get('problem') or said(row)}", flush=True)
+    return row
+
+
+def quietly(model: Model, shape: peers.Shape) -> peers.Peer:
+    """A peer that does not greet."""
+    with peers.quiet():
+        return MAKERS[model](shape)
+
+
+def mode_of(
+    task: Task, model: Model, shape: peers.Shape, optim: OptimConfig, options: Options, results: Results
+) -> Mode:
+    """The mode of a peer on a task, which is measured once."""
+    key, modes = f"{task.name} / {model}", results.found["modes"]
+    if key not in modes:
+        data = batches(task, shape.context, batch_of(task, model), 0)
+        best, steps = fastest(lambda: quietly(model, shape), data, optim, options.seconds)
+        modes[key] = {"mode": dataclasses.asdict(best), "steps": steps}
+        results.write()
+        print("  steps in the time: " + ", ".join(f"{name} {number:.0f}" for name, number in steps.items()), flush=True)
+    return Mode(**modes[key]["mode"])
+
+
+def measured(task: Task, learned: Learned, context: int, valid_bytes: int) -> dict[str, Any]:
+    """A run's bits per byte on both splits, and on the test split by item."""
+    valid = score(task, "valid", context, learned.nats("valid"), valid_bytes)
+    test = score(task, "test", context, learned.nats("test"))
+    if not math.isfinite(valid.sum() + test.sum()):
+        raise TrainingError("its bits per byte are not finite")
+    row: dict[str, Any] = {
+        "valid": bits_per_byte(float(valid.sum()), len(valid)),
+        "test": bits_per_byte(float(test.sum()), len(test)),
+        "items": by_item(test, task.owners[task.lead :]).round(4).tolist(),
+    }
+    if learned.documents is not None:
+        row["documents"] = learned.documents()
+    return row
+
+
+def said(row: dict[str, Any]) -> str:
+    """A run in a line."""
+    return (
+        f"valid {row['valid']:.4f}, test {row['test']:.4f} bits per byte; {row['parameters'] / 1e6:.2f}M parameters, "
+        f"{row['steps']:,} steps, {row['bytes'] / 1e6:.2f} MB in {row['seconds']:.0f} s, {row['mode']}"
+    )
+
+
+def chosen(rows: Sequence[dict[str, Any]]) -> str | None:
+    """The way that is best on the valid split; None where none went well."""
+    finished = [row for row in rows if row["valid"] is not None]
+    return min(finished, key=lambda row: row["valid"])["way"] if finished else None
+
+
+def summarised(rows: dict[Model, list[dict[str, Any]]]) -> dict[Model, dict[str, Any]]:
+    """Means over seeds, and how they stand to the best peer: for each model its rows of one set, all of one way."""
+    means = {model: np.mean([row["items"] for row in found], axis=0) for model, found in rows.items()}
+    summary: dict[Model, dict[str, Any]] = {}
+    for model, found in rows.items():
+        tests = [row["test"] for row in found]
+        first = found[0]
+        summary[model] = {
+            "test": statistics.mean(tests), "standard_error": standard_error(means[model]),
+            "smallest": min(tests), "largest": max(tests), "seeds": len(tests), "way": first["way"],
+            "mode": first["mode"], "parameters": first["parameters"], "batch_size": first["batch_size"],
+            "context": first["context"],
+            **{key: statistics.mean(row[key] for row in found) for key in ("bytes", "steps", "seconds")},
+        }  # fmt: skip
+        if "documents" in first:
+            summary[model]["documents"] = statistics.mean(row["documents"] for row in found)
+    others = [model for model in rows if model in MAKERS]
+    if not others:
+        return summary
+    best = min(others, key=lambda model: summary[model]["test"])
+    for model, row in summary.items():
+        difference = np.stack((means[model][:, 0] - means[best][:, 0], means[best][:, 1]), axis=1)
+        error = standard_error(difference)
+        row["ratio"] = row["test"] / summary[best]["test"]
+        row["ratio_error"] = None if error is None else error / summary[best]["test"]
+    return summary
+
+
+def show(name: str, summary: dict[Model, dict[str, Any]], console: Console) -> None:
+    """Prints the table of a set."""
+    table = Table(title=f"{name}: bits per byte of the test split")
+    for column in (
+        "", "bits per byte", "seeds", "of the best peer", "documents", "parameters", "batch", "trained with", "mode",
+        "bytes seen", "steps", "seconds",
+    ):  # fmt: skip
+        table.add_column(column, justify="right")
+    for model, row in sorted(summary.items(), key=lambda entry: entry[1]["test"]):
+        table.add_row(
+            model,
+            with_error(row["test"], row["standard_error"]),
+            f"{row['smallest']:.4f} to {row['largest']:.4f}" if row["seeds"] > 1 else "",
+            with_error(row["ratio"], row["ratio_error"], 3) if "ratio" in row else "",
+            f"{row['documents']:.4f}" if "documents" in row else "",
+            f"{row['parameters'] / 1e6:.2f}M",
+            f"{row['batch_size']} x {row['context']}",
+            row["way"],
+            row["mode"],
+            f"{row['bytes'] / 1e6:.2f}M",
+            f"{row['steps']:,.0f}",
+            f"{row['seconds']:.0f}",
+        )
+    console.print(table)
+
+
+def with_error(value: float, error: float | None, digits: int = 4) -> str:
+    """A number and its standard error."""
+    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+def compare(task: Task, model: Model, options: Options, results: Results) -> None:
+    """All runs of a model on a set: every way with the first seed, then the best of them with the others."""
+    shape, (first, *others) = shape_of(task, model), options.seeds
+    tried = [run(task, model, shape, way, first, options, results) for way in ways(task, model, options.adamw_rates)]
+    if (best := chosen(tried)) is not None:
+        for seed in others:
+            run(task, model, shape, best, seed, options, results)
+
+
+def main(options: Options) -> None:
+    """Runs the program."""
+    torch._inductor.config.force_disable_caches = True  # or all but the first run would compile for nothing
+    acceleration.keep_memory()
+    if not options.seeds:
+        raise DataError("--seeds names none; give one or more")
+    results = Results(options)
+    tasks = [open_task(options.suite, name) for name in options.sets]
+    console = Console(width=170, highlight=False)
+    for task in tasks:
+        for model in options.models:
+            try:
+                compare(task, model, options, results)
+            except ImportError as problem:
+                print(f"{model} is left out: {problem}")
+        results.found["summary"][task.name] = summarised(results.of(task.name))
+        results.write()
+        show(task.name, results.found["summary"][task.name], console)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Options))
+    except (DataError, CheckpointError) as problem:
+        sys.exit(str(problem))
+    except KeyboardInterrupt:
+        sys.exit("stopped; what was measured is kept, and --resume goes on")

@@ -1,0 +1,156 @@
+"""Compare models with each other, with compressors and with media codecs on your own files."""
+
+import importlib
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from byteloom.codecs import MediaConfig, media_from_dict
+from byteloom.commands import UsageError, note, parse, write_report
+from byteloom.comparison import Comparison, Measured, columns, compare, valid_utf8
+from byteloom.corpus import Corpus
+from byteloom.evaluation import DYNAMIC_RATE, Method, evaluate, first_bytes
+from byteloom.generation import generate
+from byteloom.models.multiscale import Multiscale
+from byteloom.models.store import load, read_run, write_atomically
+from byteloom.quantization import Weights, quantize
+from byteloom.shards import open_data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Compare models with each other, with compressors and with media codecs on your own files.
+
+    Beside the models stand gzip, bzip2, xz and zstd, and for media, as far as they are installed, PNG, WebP, JPEG XL,
+    FLAC and FFV1. Each model reads media files as those that it learned from, unless an option says otherwise.
+    """
+
+    models: tyro.conf.Positional[tuple[Path, ...]]
+    """Run or model folders."""
+    data: tuple[Path, ...] = ()
+    """Files, folders and prepared data to compare on."""
+    out: Path | None = None
+    """Write a page with tables and plots to this file, such as report.html; it needs no other file."""
+    method: Method = "basic"
+    """Windows side by side, or advancing by half (sliding), or two passes half a patch apart (strided)."""
+    context: int | None = None
+    """Ids in a window; default: each model's own."""
+    batch_size: int | None = None
+    """Windows at once."""
+    dynamic: bool = False
+    """Let the models keep learning from what they have been scored on, as a compressor may."""
+    dynamic_rate: float = DYNAMIC_RATE
+    """How fast they learn with --dynamic."""
+    max_bytes: int | None = None
+    """Compare on only about the first so many bytes."""
+    modality: str | None = None
+    """Read every file as this one; by default each by its name and content."""
+    device: str = "auto"
+    """Where to run: "cpu", "cuda", or "auto" for CUDA where there is one."""
+    weights: Weights = "fp32"
+    """Type of the weights of all models."""
+    others: bool = True
+    """Also compress the files with the compressors and codecs."""
+    samples: int = 0
+    """Let each model that knows text write so many samples, and say how much of them is valid UTF-8."""
+    sample_bytes: int = 256
+    """Bytes of each of these samples."""
+    seed: int = 0
+    """Of the samples."""
+    json: str | None = None
+    """Write all numbers as JSON to this file, or to stdout with "-"."""
+    media: Annotated[MediaConfig, tyro.conf.arg(name="")] = field(default_factory=MediaConfig)
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command. Each run says how it reads media by default: the options are parsed again with that."""
+    options = parse(Options, argv, "compare")
+    if not options.models or not options.data:
+        raise UsageError("name models and data, as in: byteloom compare RUN RUN --data FILE_OR_FOLDER ...")
+    if len(set(options.models)) < len(options.models):
+        raise UsageError("a model is named twice; name each once")
+    if options.samples < 0 or options.sample_bytes < 1:
+        raise UsageError(
+            f"--samples is {options.samples} and --sample-bytes {options.sample_bytes}; give 0 and 1, at least"
+        )
+    if options.dynamic and options.weights != "fp32":
+        raise UsageError(f"--dynamic changes weights, and {options.weights} ones do not learn; take --weights fp32")
+    if options.out is not None:  # what is missing for the page is said before the work and not after it
+        importlib.import_module("byteloom.comparison_page")
+
+    read: dict[MediaConfig, Corpus] = {}
+    measured: dict[str, Measured] = {}
+    for path in options.models:
+        run = read_run(path)
+        media = parse(Options, argv, "compare", replace(options, media=media_from_dict(run.get("media") or {}))).media
+        if media not in read:
+            read[media] = open_data(list(options.data), options.modality, media)
+        measured[str(path)] = measure(path, run, read[media], options)
+        note(f"{path}: {measured[str(path)].found.bits_per_byte:.4f} bits per byte")
+    comparison = compare(measured, options.others)
+    skipped = next(iter(read.values())).skipped
+    report = comparison.to_json() | {"skipped": [{"file": name, "reason": reason} for name, reason in skipped]}
+    write_report(report, options.json)
+    if options.json != "-":
+        show(comparison)
+        for name, reason in skipped:
+            Console(highlight=False).print(f"skipped {name}: {reason}", markup=False)
+    if options.out is not None:
+        from byteloom.comparison_page import page
+
+        write_atomically(options.out, page(comparison, "Comparison").encode())
+        note(f"shown in {options.out}")
+
+
+def measure(path: Path, run: dict[str, Any], corpus: Corpus, options: Options) -> Measured:
+    """Loads a model and evaluates it."""
+    model = load(path, options.device)
+    parameters = sum(weight.numel() for weight in model.parameters())
+    model = quantize(model, options.weights)
+    if options.max_bytes is not None:
+        corpus = first_bytes(corpus, options.max_bytes, model.config)
+    began = time.perf_counter()
+    try:
+        found = evaluate(
+            model,
+            corpus,
+            method=options.method,
+            context=options.context,
+            batch_size=options.batch_size,
+            dynamic=options.dynamic_rate if options.dynamic else None,
+        )
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from error
+    details: dict[str, Any] = {"parameters": parameters, "seconds": time.perf_counter() - began}
+    if options.samples and writes_text(model, run):
+        texts = generate(model, [""] * options.samples, max_bytes=options.sample_bytes, seed=options.seed)
+        details["valid_utf8"] = valid_utf8(cast(list[bytes], texts))
+    return Measured(model.config, corpus, found, details)
+
+
+def writes_text(model: Multiscale, run: dict[str, Any]) -> bool:
+    """Whether a model knows text and can write it by itself."""
+    config = model.config
+    apart = [modality.name for modality in config.modalities]
+    return not config.embedder.streams and "text" in (apart or run.get("modalities") or ["text"])
+
+
+def show(comparison: Comparison) -> None:
+    """Prints the numbers as a table."""
+    heads, rows = columns(comparison)
+    size = int(comparison.bytes.sum())
+    table = Table(*heads, title=f"{len(comparison.files):,} files, {size:,} bytes")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for entry, row in zip(comparison.entries, rows, strict=True):
+        table.add_row(*row, style="bold" if entry.kind == "model" else "")
+    console = Console(highlight=False)
+    console.print(table)
+    if comparison.error(comparison.entries[0]) is not None:
+        items = len(comparison.bytes)
+        console.print(f"± standard error over {items:,} documents, or segments where a document has many of a kind")

@@ -1,0 +1,656 @@
+"""A model as a compressor: a file and a model in, an archive out, and back byte for byte.
+
+The model's probabilities of each byte go through the range coder of `constriction`. The file is cut into lanes, which
+the model reads side by side, a byte of each in a step; a lane that outgrows the context goes on with the newest half
+of it. Encoder and decoder run one and the same function (`run`), with the same shapes, types, number of threads and
+kernels, for the coder needs the same numbers to the last bit. Cost: a step of the model for a byte of each lane; the
+coder's own share is below 0.1 % of it, in time and in size.
+
+An archive is, little-endian:
+
+    "BLOOM", format, crc32 of all that follows
+    model (16), content (16): the first bytes of the SHA-256 of config and weights, and of the file
+    probe (8): of the SHA-256 of logits that the model gave to fixed bytes before coding began
+    lanes, context, threads, flags
+    environment: versions and kind of processor, for people to read
+    layout: runs of equal segments, each (count, mark, header, bytes of data)
+    the range coder's words, or, where they would be more, the file as it is
+"""
+
+import contextlib
+import hashlib
+import importlib
+import itertools
+import math
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from os import PathLike
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.backends.cpu import get_cpu_capability
+
+from byteloom import __version__, codecs
+from byteloom.codecs import DEFAULT_MEDIA, MediaConfig
+from byteloom.documents import MAX_HEADER_BYTES, PAD, DataError, Document, Segment, to_ids
+from byteloom.drafts import known_modalities, marks_of
+from byteloom.losses import marks_in_force
+from byteloom.models.decoding import State, start
+from byteloom.models.multiscale import Multiscale
+from byteloom.models.store import digest, digest_of_tensors
+
+Precision = Literal["fp32", "bf16"]
+Progress = Callable[[int], None]
+"""Is told how many bytes were coded since it was called last."""
+
+MAGIC = b"BLOOM"
+FORMAT = 1
+FIXED = struct.Struct("<16s16s8sHIBB")
+HEAD = struct.Struct("<5sBI")
+BF16, COMPILED, CUDA, STORED = 1, 2, 4, 8
+
+USUAL_LANES = 64
+"""More bytes in a step are hardly faster on a CPU, and each lane begins without knowing what came before."""
+LANE_BYTES = 4096
+"""A lane is at least so long, or as long as the context: then what it loses at its beginning is small."""
+MAX_PLACES = 1 << 20
+"""Most ids that all lanes together see at once: the bound on memory."""
+MAX_BYTES = 1 << 28
+MAX_SEGMENTS = 1 << 18
+SHORTEST_CODE = 2.0**-16
+"""No byte takes fewer bits: probabilities have 24 bits, and each of 256 bytes keeps a part of them."""
+SCALE = 1 << 24
+DAMAGED = "this archive is damaged: it is cut off, or is not what its checksum says; take another copy"
+PROBE_STEPS = 32
+SAMPLE_BYTES = 4096
+"""What is looked at to find how a file is best marked."""
+CLEARLY = 0.02
+"""Another mark than the usual one must save so much of that: few bytes say it no more exactly."""
+BARE = ".raw"
+"""The suffix by which every codec gives samples as they are, without a header."""
+
+
+class ArchiveError(Exception):
+    """An archive that cannot be opened. The message is one line that says why and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What an archive says about itself."""
+
+    model: bytes
+    """The first 16 bytes of `model_digest`."""
+    content: bytes
+    """The first 16 bytes of the file's SHA-256."""
+    probe: bytes
+    """The first 8 bytes of the digest of the probe's logits; zeros where nothing was coded."""
+    lanes: int
+    """Streams side by side."""
+    context: int
+    """Most ids that a lane sees at once."""
+    threads: int
+    """Threads that each operation ran with."""
+    precision: Precision
+    """Of matrix products."""
+    compiled: bool
+    """Whether the model's steps were compiled."""
+    device: Literal["cpu", "cuda"]
+    """Where the model ran."""
+    stored: bool
+    """Whether the file follows as it is."""
+    environment: str
+    """Versions of byteloom and torch and the kind of processor."""
+    layout: tuple[tuple[int, int, bytes, int], ...]
+    """Runs of equal segments: how many, their mark, their header, and the bytes of data in each."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of data."""
+        return sum(count * length for count, _, _, length in self.layout)
+
+
+def compress(
+    model: Multiscale,
+    data: bytes,
+    *,
+    segments: Sequence[Segment] = (),
+    lanes: int | None = None,
+    precision: Precision = "fp32",
+    compiled: bool = False,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> bytes:
+    """Bytes as an archive, which `decompress` with the same model turns back into the same bytes.
+
+    Args:
+        model: the model; it is put into evaluation mode. It needs `pip install "byteloom[compress]"`.
+        data: any bytes. They are marked as what costs least, such as text.
+        segments: the same bytes as samples of media, from `segments_of`; used where the model knows those better.
+        lanes: streams side by side; default: up to 64, each at least as long as the context or 4096 bytes. More are
+            faster, fewer are smaller.
+        precision: bf16 is faster on processors that multiply it, and a little larger.
+        compiled: compile the model's steps first: half a minute, here and when it is opened, then twice as fast.
+        threads: of each operation; it is opened with as many. One gives the same numbers on any number of cores.
+        progress: told how many bytes were coded since the last call.
+
+    Raises:
+        ValueError: an argument makes no sense, the model fuses streams or is broken, or the data are too large.
+    """
+    if not 1 <= threads <= 0xFF:
+        raise ValueError(f"threads is {threads}; it must be from 1 to 255")
+    if lanes is not None and not 1 <= lanes <= 0xFFFF:
+        raise ValueError(f"lanes is {lanes}; it must be from 1 to 65535")
+    if model.config.vocab_size < 256:
+        raise ValueError(f"the model has {model.config.vocab_size} ids, and a file has 256 bytes; take another model")
+    if model.config.embedder.streams:
+        raise ValueError("this model predicts streams side by side, and a file is one stream; take another model")
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"{len(data):,} bytes are more than an archive takes, {MAX_BYTES:,}; cut the file in parts")
+    if segments and b"".join(map(bare, segments)) != data:
+        raise ValueError("the segments are not the data; take those that segments_of gives")
+    kind = device_of(model)
+    context = coded_context(model)
+    if lanes is None:
+        lanes = min(USUAL_LANES, len(data) // min(context, LANE_BYTES), max(1, MAX_PLACES // context))
+    header = Header(
+        model=model_digest(model)[:16],
+        content=hashlib.sha256(data).digest()[:16],
+        probe=bytes(8),
+        lanes=max(1, min(lanes, len(data))),
+        context=context,
+        threads=threads,
+        precision=precision,
+        compiled=compiled,
+        device=kind,
+        stored=True,
+        environment=environment(kind),
+        layout=(),
+    )
+    check_places(header, len(data))
+    if not data:
+        return pack(header, data)
+    model.eval()
+    queue, family = _coder()
+    coder = queue.RangeEncoder()
+    with as_recorded(header):
+        chosen = cheapest(model, data, segments)
+        ids, coded = lay_out(model, chosen, header.lanes)
+        sign = probe(model, header, ids.shape[1])
+
+        def encode(step: int, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+            values = ids[rows, step].astype(np.int32)
+            coder.encode(values, family, counts)
+            return values
+
+        run(model, header, ids, coded, encode, progress)
+    words = coder.get_compressed().astype("<u4").tobytes()
+    if not pays(words, data):
+        return pack(header, data)
+    return pack(replace(header, stored=False, probe=sign, layout=layout_of(chosen, marks_known(model))), words)
+
+
+def decompress(model: Multiscale, archive: bytes, *, progress: Progress | None = None) -> bytes:
+    """The bytes that an archive was made of.
+
+    Nothing comes back that is not what went in: the archive's checksum, the model's hash and the logits of a probe are
+    compared before, the content's hash after.
+
+    Args:
+        model: the model that made the archive; it is put into evaluation mode.
+        archive: what `compress` returned.
+        progress: told how many bytes were decoded since the last call.
+
+    Raises:
+        ArchiveError: it is damaged, foreign, of another model, or of a machine whose numbers differ.
+    """
+    header, content = unpack(archive)
+    if header.stored:
+        return checked(content, header)
+    if (ours := model_digest(model)[:16]) != header.model:
+        raise ArchiveError(
+            f"this archive was made by model {header.model.hex()}, and this one is {ours.hex()}; "
+            "name the folder of the model that made it"
+        )
+    if (kind := device_of(model)) != header.device:
+        raise ArchiveError(f"this archive was made on {header.device}, and the model is on {kind}; load it there")
+    if header.context != coded_context(model):
+        raise ArchiveError(
+            f"this archive asks for a context of {header.context}, which its model has not; it is forged"
+        )
+    segments = segments_in(header, marks_known(model))
+    model.eval()
+    queue, family = _coder()
+    decoder = queue.RangeDecoder(np.frombuffer(content, "<u4").astype(np.uint32))
+    with as_recorded(header):
+        ids, coded = lay_out(model, segments, header.lanes)
+        if probe(model, header, ids.shape[1]) != header.probe:
+            raise ArchiveError(
+                f"the model computes other numbers here ({environment(kind)}) than where this archive was made "
+                f"({header.environment}); open it on a machine and with versions like those"
+            )
+
+        def decode(step: int, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+            return decoder.decode(family, counts)
+
+        run(model, header, ids, coded, decode, progress)
+    ends = np.cumsum([len(segment.data) for segment in segments])[:-1]
+    parts = np.split(ids[coded].astype(np.uint8), ends)
+    try:
+        data = b"".join(bare(replace(segment, data=part)) for segment, part in zip(segments, parts, strict=True))
+    except ValueError as error:
+        raise ArchiveError(f"this archive's segments are no samples ({error}); take another copy of it") from error
+    return checked(data, header)
+
+
+def pays(words: bytes, data: bytes) -> bool:
+    """Whether what the coder wrote is shorter than the file."""
+    return len(words) < len(data)
+
+
+def segments_of(path: str | PathLike[str], data: bytes, media: MediaConfig = DEFAULT_MEDIA) -> tuple[Segment, ...]:
+    """A media file's samples as segments, between what stands before and after them, as bytes.
+
+    Joined as they are, without headers, they are the file again: so is 16-bit PCM in WAV, and pixels in PPM or without
+    a header if `media` says their size. Of all other files, and of damaged ones, there come none.
+
+    Args:
+        path: the file.
+        data: its content.
+        media: how media are read, as the model learned them.
+    """
+    try:
+        codec = codecs.for_path(path, media)
+        if hasattr(codec, "FILE_IS_PAYLOAD"):
+            return ()
+        segments = codecs.read(path, None, media).segments
+        samples = b"".join(bare(segment) for segment in segments)
+    except (DataError, ValueError, ImportError):  # then it is bytes
+        return ()
+    begin = data.find(samples)
+    if begin < 0 or not samples or len(segments) > MAX_SEGMENTS - 2:
+        return ()
+    before, after = (
+        Segment(modality="bytes", data=np.frombuffer(edge, np.uint8))
+        for edge in (data[:begin], data[begin + len(samples) :])
+    )
+    return tuple(segment for segment in (before, *segments, after) if len(segment.data))
+
+
+def bare(segment: Segment) -> bytes:
+    """A segment's samples as they stand in a file; one without a header is bytes, however it is marked.
+
+    Raises ValueError where its header makes no sense.
+    """
+    if not segment.header or segment.modality not in codecs.MARKS:
+        return segment.data.tobytes()
+    codec, size = codecs.by_modality(segment.modality), len(segment.data)
+    unit = codec.unit_size(segment.header) if hasattr(codec, "unit_size") else 1
+    if codec.payload_size(segment.header) not in (None, size) or size % unit:  # else a decoder would make up the rest
+        raise ValueError(
+            f"a segment of {segment.modality} has {size:,} bytes, which are not as many as its header says"
+        )
+    return codec.decode(segment, BARE)
+
+
+# -- the lanes -------------------------------------------------------------------------------------------------------
+
+
+def lay_out(model: Multiscale, segments: Sequence[Segment], lanes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Segments as lanes of ids (N, L) and which of them are data (N, L), in order; the rest follows from the layout.
+
+    Each lane is a document of its own: marks and headers stand before its part of the data and cost nothing, since the
+    decoder lays out the same.
+    """
+    starts = np.cumsum([0, *(len(segment.data) for segment in segments)])
+    borders = lane_borders(starts, lanes)
+    marks, rows = marks_known(model), []
+    for begin, end in itertools.pairwise(borders.tolist()):
+        parts = []
+        for i in range(int(starts.searchsorted(begin, "right")) - 1, len(segments)):
+            if starts[i] >= end:
+                break
+            part = segments[i].data[max(0, begin - int(starts[i])) : end - int(starts[i])]
+            parts.append(replace(segments[i], data=part))
+        row = to_ids(Document(segments=tuple(parts)), marks, model.config.span(0))[:-1]
+        rows.append(row[row < model.config.vocab_size])  # a model from elsewhere may know bytes only
+    length = max(map(len, rows))
+    ids = np.zeros((len(rows), length), np.uint16)
+    coded = np.zeros((len(rows), length), bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        coded[i, : len(row)] = row < PAD
+    return ids, coded
+
+
+def lane_borders(starts: np.ndarray, lanes: int) -> np.ndarray:
+    """Where lanes begin and end (N + 1,) in data whose segments begin at `starts` and end at its last.
+
+    Lanes are equally long; but where a segment begins not far from a border, the border goes there.
+    """
+    total = int(starts[-1])
+    even = np.arange(lanes + 1) * total // lanes
+    right = starts.searchsorted(even).clip(1)
+    low, high = starts[right - 1], starts[right]
+    nearest = np.where(even - low < high - even, low, high)
+    return np.where(abs(nearest - even) * 8 <= total // lanes, nearest, even)
+
+
+def coded_context(model: Multiscale) -> int:
+    """Most ids that a lane sees at once: the model's context, and at least two patches."""
+    wanted, limit = max(model.config.context, 2 * model.config.span(0)), model.config.max_length
+    return wanted if limit is None else min(wanted, limit)
+
+
+@torch.inference_mode()
+def run(
+    model: Multiscale,
+    header: Header,
+    ids: np.ndarray,
+    coded: np.ndarray,
+    exchange: Callable[[int, np.ndarray, np.ndarray], np.ndarray],
+    progress: Progress | None = None,
+) -> None:
+    """Goes through lanes of ids (N, L) a step at a time, and puts in them, where they are `coded`, what `exchange`
+    says: (step, rows (n,), counts (n, 256)) -> bytes (n,).
+
+    Encoder and decoder differ in `exchange` alone.
+    """
+    device, length = model.starts[0].device, ids.shape[1]
+    state = start(model, len(ids), min(header.context, length), header.compiled)
+    for step in range(length):
+        rows = np.flatnonzero(coded[:, step])
+        if len(rows):
+            ids[rows, step] = exchange(step, rows, counts_of(state.logits)[rows])
+            if progress is not None:
+                progress(len(rows))
+        if step < length - 1:
+            if int(state.lengths[0]) >= model.room(state):
+                state = roll(model, state)
+            model.step(torch.from_numpy(ids[:, step].astype(np.int64)).to(device), state)
+
+
+def counts_of(logits: Tensor) -> np.ndarray:
+    """Logits (N, V) -> (N, 256) float64: how often each byte comes in 2^24 times, whole numbers and at least 1.
+
+    Whole numbers, so that no sum of the coder's depends on the order in which it adds. Raises ValueError.
+    """
+    probabilities = logits[:, :256].double().softmax(dim=1)
+    if not bool(probabilities.isfinite().all()):
+        raise ValueError("the model gives logits that are no numbers; take another checkpoint of it")
+    return (probabilities * SCALE).round().clamp(min=1).cpu().numpy()
+
+
+def roll(model: Multiscale, state: State) -> State:
+    """Forgets the older half of all rows, which are in step, up to a patch border, and reads the rest anew."""
+    length, span = int(state.lengths[0]), model.config.span(0)
+    cut = min(math.ceil(length / 2 / span) * span, length)
+    mark = since = None
+    if state.since is not None:
+        mark = marks_in_force(F.pad(state.ids[:, :length], (0, 1)), state.first_mark)[:, cut]
+        since = state.since[:, cut]
+    rows, room = state.ids.shape
+    fresh = start(model, rows, room, state.compiled, mark, since)
+    if cut < length:
+        model.prefill(state.ids[:, cut:length], [length - cut] * rows, fresh)
+    return fresh
+
+
+def cheapest(model: Multiscale, data: bytes, segments: Sequence[Segment]) -> tuple[Segment, ...]:
+    """Data as text if they are UTF-8, or as bytes; or marked otherwise, or as these segments, where that is clearly
+    cheaper by what the model makes of some of them.
+    """
+    known = [m.name for m in model.config.modalities if (m.first_id, m.num_ids) == (0, 256)] or list(codecs.MARKS)
+    usual = "text" if is_text(data) else "bytes"
+    known.sort(key=lambda name: name != usual)
+    choices = [(Segment(modality=name, data=np.frombuffer(data, np.uint8)),) for name in known]
+    choices += [tuple(segments)] if segments else []
+    nats = [sampled_nats(model, choice) for choice in choices]
+    best = min(range(len(choices)), key=nats.__getitem__)
+    return choices[best if nats[best] < nats[0] * (1 - CLEARLY) else 0]
+
+
+def is_text(data: bytes) -> bool:
+    """Whether bytes are UTF-8."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+@torch.inference_mode()
+def sampled_nats(model: Multiscale, segments: Sequence[Segment]) -> float:
+    """What a byte costs in nats, in the longest segment's middle."""
+    segment, context = max(segments, key=lambda segment: len(segment.data)), coded_context(model)
+    room = max(1, min(SAMPLE_BYTES, context - 2 * MAX_HEADER_BYTES - model.config.span(0)))
+    begin = max(0, (len(segment.data) - room) // 2)
+    ids, coded = lay_out(model, (replace(segment, data=segment.data[begin : begin + room]),), 1)
+    ids, coded = ids[:, :context], coded[:, :context]
+    if not coded.any():  # the context is shorter than a header
+        return math.inf
+    nats = model.nats(torch.from_numpy(ids.astype(np.int64)).to(model.starts[0].device)).cpu().numpy()
+    return float(nats[coded].mean())
+
+
+# -- the same numbers again ------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def as_recorded(header: Header) -> Iterator[None]:
+    """Inside, torch computes as an archive's header says; after, as before."""
+    threads, products = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(header.threads)
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(header.device, torch.bfloat16, enabled=header.precision == "bf16"):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(products)
+
+
+@torch.inference_mode()
+def probe(model: Multiscale, header: Header, length: int) -> bytes:
+    """A digest (8) of the logits of fixed bytes, in lanes and rolls like those of `length` ids that will be coded."""
+    found = hashlib.sha256()
+    room = min(header.context, length)
+    state = start(model, header.lanes, room, header.compiled)
+    values = (np.arange(room, dtype=np.int64)[None] * 167 + np.arange(header.lanes)[:, None] * 89) * 31 % 251
+    ids = torch.from_numpy(values).to(state.ids.device)
+    half = room // 2 if length > room else 0
+    if half:
+        found.update(model.prefill(ids, [half] * header.lanes, state).cpu().numpy().tobytes())
+    for step in range(half, min(half + PROBE_STEPS, room, model.room(state))):
+        found.update(counts_of(model.step(ids[:, step], state)).tobytes())
+    return found.digest()[:8]
+
+
+def model_digest(model: Multiscale) -> bytes:
+    """SHA-256 of a model's config and weights."""
+    both = digest(asdict(model.config)) + digest_of_tensors(model.state_dict())
+    return hashlib.sha256(both.encode()).digest()
+
+
+def environment(device: str) -> str:
+    """Versions of byteloom and torch and the kind of processor, at most 28 characters."""
+    kind = torch.cuda.get_device_name().removeprefix("NVIDIA ") if device == "cuda" else get_cpu_capability()
+    return f"{__version__} {torch.__version__} {kind}"[:28]
+
+
+def device_of(model: Multiscale) -> Literal["cpu", "cuda"]:
+    """The kind of device that a model is on."""
+    return "cuda" if model.starts[0].device.type == "cuda" else "cpu"
+
+
+def _coder() -> tuple[Any, Any]:
+    """The range coder's module, and the family of the distributions of its symbols."""
+    constriction: Any = importlib.import_module("constriction")  # its parts are unknown to type checkers
+    return constriction.stream.queue, constriction.stream.model.Categorical(perfect=False)
+
+
+# -- the archive -----------------------------------------------------------------------------------------------------
+
+
+def pack(header: Header, content: bytes) -> bytes:
+    """An archive of a header and what follows it."""
+    flags = BF16 * (header.precision == "bf16") + COMPILED * header.compiled
+    flags += CUDA * (header.device == "cuda") + STORED * header.stored
+    fixed = FIXED.pack(header.model, header.content, header.probe, header.lanes, header.context, header.threads, flags)
+    about = header.environment.encode("ascii", "replace")
+    body = b"".join([fixed, number(len(about)), about, pack_layout(header.layout), content])
+    return HEAD.pack(MAGIC, FORMAT, zlib.crc32(body)) + body
+
+
+def unpack(archive: bytes) -> tuple[Header, bytes]:
+    """The header of an archive and what follows it. Raises ArchiveError where it is damaged or foreign."""
+    if archive[: len(MAGIC)] != MAGIC:
+        raise ArchiveError("this is not an archive of byteloom; give a file that `byteloom compress` wrote")
+    if len(archive) < HEAD.size:
+        raise ArchiveError(DAMAGED)
+    _, version, checksum = HEAD.unpack_from(archive)
+    body = memoryview(archive)[HEAD.size :]
+    if version != FORMAT:
+        raise ArchiveError(f"this archive has format {version}, and this byteloom reads format {FORMAT}; update it")
+    if zlib.crc32(body) != checksum:
+        raise ArchiveError(DAMAGED)
+    reader = Reader(body)
+    model, sum_of_content, sign, lanes, context, threads, flags = FIXED.unpack(reader.take(FIXED.size))
+    about = bytes(reader.take(reader.number())).decode("ascii", "replace")
+    header = Header(
+        model=model,
+        content=sum_of_content,
+        probe=sign,
+        lanes=lanes,
+        context=context,
+        threads=threads,
+        precision="bf16" if flags & BF16 else "fp32",
+        compiled=bool(flags & COMPILED),
+        device="cuda" if flags & CUDA else "cpu",
+        stored=bool(flags & STORED),
+        environment="".join(c if c.isprintable() else "?" for c in about),
+        layout=unpack_layout(reader),
+    )
+    content = bytes(reader.rest)
+    check_archive(header, len(content))
+    return header, content
+
+
+def check_archive(header: Header, size: int) -> None:
+    """Refuses a header that asks for more than `size` bytes of content can hold, before anything is made for it.
+
+    Raises:
+        ArchiveError: no archive that `compress` wrote says this.
+    """
+    most = 0 if header.stored else min(MAX_BYTES, int((8 * size + 64) / SHORTEST_CODE))
+    sound = header.size <= most and sum(run[0] for run in header.layout) <= MAX_SEGMENTS and header.threads >= 1
+    if not header.stored:
+        sound = sound and size % 4 == 0 and 1 <= header.lanes <= header.size and header.context >= 1
+    if not sound:
+        raise ArchiveError(
+            "this archive asks for more than it can hold; it is forged, or of a program that is not ours"
+        )
+    try:
+        check_places(header, header.size)
+    except ValueError as error:
+        raise ArchiveError(f"this archive cannot be opened: {error}") from error
+
+
+def check_places(header: Header, size: int) -> None:
+    """Raises ValueError where lanes of `size` bytes see more at once than memory is meant for."""
+    places = header.lanes * min(header.context, -(-size // header.lanes))
+    if header.lanes > 1 and places > MAX_PLACES:
+        raise ValueError(
+            f"{header.lanes:,} lanes with a context of {header.context:,} see {places:,} ids at once; "
+            f"take fewer lanes, at most {MAX_PLACES:,} ids"
+        )
+
+
+def checked(data: bytes, header: Header) -> bytes:
+    """Data, if they are what the header says. Raises ArchiveError."""
+    if hashlib.sha256(data).digest()[: len(header.content)] != header.content:
+        raise ArchiveError(
+            "what came out is not the file that went in, and is thrown away: the archive is damaged, or this machine "
+            f"computes other numbers than that where it was made ({header.environment}); open it there"
+        )
+    return data
+
+
+def marks_known(model: Multiscale) -> dict[str, int]:
+    """The mark of each modality of a model, and of those that have a codec."""
+    return codecs.MARKS | marks_of(known_modalities(model.config))
+
+
+def layout_of(segments: Sequence[Segment], marks: Mapping[str, int]) -> tuple[tuple[int, int, bytes, int], ...]:
+    """Runs of equal segments: how many, their mark, their header and the bytes of data in each."""
+    kinds = [(marks[segment.modality], segment.header, len(segment.data)) for segment in segments]
+    return tuple((len(list(same)), *kind) for kind, same in itertools.groupby(kinds))
+
+
+def segments_in(header: Header, marks: Mapping[str, int]) -> list[Segment]:
+    """The segments of an archive, of zeros. Raises ArchiveError where a mark is unknown."""
+    names = {mark: name for name, mark in marks.items()}
+    segments = []
+    for count, mark, head, length in header.layout:
+        if mark not in names:
+            raise ArchiveError(f"this archive holds a modality with mark {mark}, which this byteloom does not know")
+        segments += [Segment(modality=names[mark], data=np.zeros(length, np.uint8), header=head)] * count
+    return segments
+
+
+def pack_layout(layout: Sequence[tuple[int, int, bytes, int]]) -> bytes:
+    """Runs of segments as bytes."""
+    packed = [number(len(layout))]
+    for count, mark, header, length in layout:
+        packed += [number(count), number(mark), number(len(header)), header, number(length)]
+    return b"".join(packed)
+
+
+def unpack_layout(reader: "Reader") -> tuple[tuple[int, int, bytes, int], ...]:
+    """Runs of segments from bytes. Raises ArchiveError."""
+    layout = []
+    for _ in range(reader.number()):
+        count, mark, size = reader.number(), reader.number(), reader.number()
+        header, length = reader.take(size), reader.number()
+        if not count or not length or size > MAX_HEADER_BYTES:
+            raise ArchiveError(DAMAGED)
+        layout.append((count, mark, bytes(header), length))
+    return tuple(layout)
+
+
+def number(value: int) -> bytes:
+    """A whole number as bytes: seven bits in each, the low ones first, and a high bit where more follow."""
+    packed = bytearray()
+    while value > 0x7F:
+        packed.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*packed, value])
+
+
+@dataclass
+class Reader:
+    """Takes bytes from the front, and no more than there are."""
+
+    rest: memoryview
+    """What has not been taken."""
+
+    def take(self, size: int) -> memoryview:
+        """The next `size` bytes. Raises ArchiveError where there are fewer."""
+        if size > len(self.rest):
+            raise ArchiveError(DAMAGED)
+        taken, self.rest = self.rest[:size], self.rest[size:]
+        return taken
+
+    def number(self) -> int:
+        """What `number` wrote, below 2^35. Raises ArchiveError."""
+        value = 0
+        for place in range(5):
+            byte = self.take(1)[0]
+            value |= (byte & 0x7F) << 7 * place
+            if byte < 0x80:
+                return value
+        raise ArchiveError(DAMAGED)
