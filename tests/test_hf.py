@@ -34,18 +34,11 @@ from transformers import (
 )
 
 import byteloom
-from byteloom import ModelConfig, Multiscale, StageConfig, cli
+from byteloom import cli
 from byteloom.hf import ByteloomConfig, ByteloomForCausalLM, ByteloomProcessor, ByteloomTokenizer
 from byteloom.hf.remote import CODE
 
 ROOT = Path(__file__).parents[1]
-CONFIG = ModelConfig(
-    stages=(
-        StageConfig(dim=64, num_layers=2, num_heads=4, patch_size=4),
-        StageConfig(dim=64, num_layers=2, num_heads=4, window=16),
-    ),
-    context=1024,
-)
 TEXT = "".join(path.read_text("utf-8") for path in sorted(Path(os.__file__).parent.glob("[a-d]*.py")))
 
 
@@ -55,7 +48,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("hf")
     (home / "text.txt").write_text(TEXT[:80000])
     out = home / "run"
-    options = ["--steps", "40", "--batch-size", "1", "--model.context", "4096", "--valid-bytes", "2048", "--compile", "off", "--device", "cpu"]
+    options = [
+        "--steps",
+        "40",
+        "--batch-size",
+        "1",
+        "--model.context",
+        "4096",
+        "--valid-bytes",
+        "2048",
+        "--compile",
+        "off",
+        "--device",
+        "cpu",
+    ]
     stages = ["--model.stages.0.dim", "64", "--model.stages.1.dim", "64", "--model.stages.1.num-layers", "2"]
     cli.main(["train", "text-small", "--data", str(home / "text.txt"), "--out", str(out), *options, *stages])
     return out
@@ -125,9 +131,10 @@ def test_without_our_import_a_folder_needs_trust_and_no_more(folder: Path, tmp_p
 
 def test_the_card_says_what_there_is(run: Path, folder: Path) -> None:
     card = (folder / "README.md").read_text()
-    best = min(row["valid_bits_per_byte"] for row in map(json.loads, open(run / "metrics.jsonl")) if "valid_bits_per_byte" in row)
+    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    best = min(row["valid_bits_per_byte"] for row in rows if "valid_bits_per_byte" in row)
     assert f"at best {best:.3f}" in card
-    assert "library_name: transformers" in card and "- text" in card and '"learning_rate"' in card
+    assert "text.txt: " in card and "library_name: transformers" in card and "- text" in card and '"learning_rate"' in card
     (code,) = [part.split("```")[0] for part in card.split("```python\n")[1:]]
     names: dict = {}
     exec(code.replace("THIS_FOLDER", str(folder)), names)
@@ -167,7 +174,9 @@ def test_pipelines_go_on_with_text_and_chats(folder: Path, capsys: pytest.Captur
     assert chat["generated_text"][-1]["role"] == "assistant"
 
 
-def test_streams_and_stop_strings(model: ByteloomForCausalLM, tokenizer: ByteloomTokenizer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_streams_and_stop_strings(
+    model: ByteloomForCausalLM, tokenizer: ByteloomTokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
     inputs = tokenizer("The model is ", return_tensors="pt")
     whole = tokenizer.decode(model.generate(**inputs, max_new_tokens=24)[0], skip_special_tokens=True)
     model.generate(**inputs, max_new_tokens=24, streamer=TextStreamer(tokenizer, skip_special_tokens=True))
@@ -188,7 +197,8 @@ def trainer(model: torch.nn.Module, tokenizer: ByteloomTokenizer, out: Path, **o
     rows = [tokenizer(TEXT[i : i + 200], truncation=True, max_length=200) for i in range(200000, 208000, 200)]
     arguments = TrainingArguments(
         output_dir=str(out), max_steps=6, per_device_train_batch_size=4, gradient_accumulation_steps=2, save_steps=3,
-        eval_strategy="steps", eval_steps=3, learning_rate=3e-4, report_to=[], use_cpu=True, disable_tqdm=True, **options,
+        eval_strategy="steps", eval_steps=3, learning_rate=3e-4, report_to=[], use_cpu=True, disable_tqdm=True,
+        **options,
     )  # fmt: skip
     return Trainer(
         model=model,
@@ -200,7 +210,9 @@ def trainer(model: torch.nn.Module, tokenizer: ByteloomTokenizer, out: Path, **o
     )
 
 
-def test_trainer_trains_saves_evaluates_and_resumes_exactly(folder: Path, tokenizer: ByteloomTokenizer, tmp_path: Path) -> None:
+def test_trainer_trains_saves_evaluates_and_resumes_exactly(
+    folder: Path, tokenizer: ByteloomTokenizer, tmp_path: Path
+) -> None:
     first = AutoModelForCausalLM.from_pretrained(folder)
     whole = trainer(first, tokenizer, tmp_path / "out", gradient_checkpointing=True)
     before = whole.evaluate()["eval_loss"]
@@ -222,7 +234,11 @@ def test_lora_reaches_every_linear_layer_and_merges(folder: Path, tokenizer: Byt
     base = AutoModelForCausalLM.from_pretrained(folder)
     linear = {name for name, module in base.named_modules() if isinstance(module, torch.nn.Linear)}
     tuned = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4))
-    reached = {name.split("base_model.model.")[1].split(".lora_A")[0] for name, _ in tuned.named_parameters() if ".lora_A" in name}
+    reached = {
+        name.split("base_model.model.")[1].split(".lora_A")[0]
+        for name, _ in tuned.named_parameters()
+        if ".lora_A" in name
+    }
     assert reached == linear
     trainer(tuned, tokenizer, tmp_path / "out").train()
     tuned.eval().save_pretrained(tmp_path / "adapter")
@@ -251,7 +267,9 @@ def test_lm_eval_agrees_with_evaluate(folder: Path, run: Path, tmp_path: Path) -
     text = TEXT[80000:104000]  # not learned from, or it would matter where patches begin in it
     (tmp_path / "text.txt").write_text(text)
     (tmp_path / "pages.json").write_text(json.dumps([{"page": text}]))
-    questions = [{"start": text[i : i + 60], "choices": [text[i + 60 : i + 80], "qqqq zzzz qqqq"]} for i in range(0, 600, 100)]
+    questions = [
+        {"start": text[i : i + 60], "choices": [text[i + 60 : i + 80], "qqqq zzzz qqqq"]} for i in range(0, 600, 100)
+    ]
     (tmp_path / "questions.json").write_text(json.dumps(questions))
     common = {"dataset_path": "json", "test_split": "test"}
     tasks = {
@@ -260,7 +278,8 @@ def test_lm_eval_agrees_with_evaluate(folder: Path, run: Path, tmp_path: Path) -
         "choices": {"output_type": "multiple_choice", "doc_to_text": "{{start}}", "doc_to_choice": "{{choices}}",
                     "doc_to_target": 0, "metric_list": [{"metric": "acc"}]},
         "written": {"output_type": "generate_until", "doc_to_text": "{{start}}", "doc_to_target": "{{choices[0]}}",
-                    "generation_kwargs": {"until": ["\n"], "max_gen_toks": 8}, "metric_list": [{"metric": "exact_match"}]},
+                    "generation_kwargs": {"until": ["\n"], "max_gen_toks": 8},
+                    "metric_list": [{"metric": "exact_match"}]},
     }  # fmt: skip
     for name, task in tasks.items():
         data = "pages.json" if name == "pages" else "questions.json"
@@ -282,7 +301,7 @@ def test_lm_eval_agrees_with_evaluate(folder: Path, run: Path, tmp_path: Path) -
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = 18000 + os.getpid() % 10000
     log = tmp_path_factory.mktemp("server") / "log"
-    code = f"import sys; sys.argv[0] = 'transformers'; from transformers.cli.transformers import main; main()"
+    code = "import sys; sys.argv[0] = 'transformers'; from transformers.cli.transformers import main; main()"
     arguments = ["serve", "--trust-remote-code", "--device", "cpu", "--port", str(port)]
     with open(log, "wb") as file:
         process = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=file, stderr=file)
@@ -311,11 +330,15 @@ def test_a_server_answers_chats_and_completions(server: str, folder: Path) -> No
     chat = {"model": str(folder), "messages": [{"role": "user", "content": "What is a patch?"}], "max_tokens": 8}
     answer = json.loads(asked(f"{server}/chat/completions", chat))
     assert answer["usage"]["completion_tokens"] == 8
-    events = [line for line in asked(f"{server}/chat/completions", chat | {"stream": True}).decode().splitlines() if line]
+    events = [
+        line for line in asked(f"{server}/chat/completions", chat | {"stream": True}).decode().splitlines() if line
+    ]
     parts = [json.loads(line.removeprefix("data: "))["choices"] for line in events if line.startswith("data: {")]
     streamed = "".join(part[0]["delta"].get("content") or "" for part in parts if part)
     assert len(events) > 4 and streamed
-    completion = json.loads(asked(f"{server}/completions", {"model": str(folder), "prompt": "The model", "max_tokens": 8}))
+    completion = json.loads(
+        asked(f"{server}/completions", {"model": str(folder), "prompt": "The model", "max_tokens": 8})
+    )
     assert completion["choices"][0]["text"]
 
 
@@ -323,7 +346,9 @@ def test_a_server_answers_chats_and_completions(server: str, folder: Path) -> No
 
 
 @pytest.mark.parametrize("kind", ["torchao", "bitsandbytes int8", "bitsandbytes nf4"])
-def test_narrow_weights_load_on_a_cpu(kind: str, folder: Path, model: ByteloomForCausalLM, tokenizer: ByteloomTokenizer) -> None:
+def test_narrow_weights_load_on_a_cpu(
+    kind: str, folder: Path, model: ByteloomForCausalLM, tokenizer: ByteloomTokenizer
+) -> None:
     if kind == "torchao":
         quantization = pytest.importorskip("torchao.quantization")
         config = TorchAoConfig(quantization.Int8WeightOnlyConfig())

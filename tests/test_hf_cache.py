@@ -1,6 +1,7 @@
 """The cache against forward calls without one: any model, any cut of the ids, rows that wait, crops, growth, beams."""
 
 import copy
+import itertools
 
 import configs
 import pytest
@@ -40,7 +41,7 @@ def test_any_cut_of_any_ids_gives_the_logits_of_forward(config: ModelConfig, dat
             raise
         cuts = [0, *sorted(data.draw(st.sets(st.integers(1, length - 1))) if length > 1 else []), length]
         cache, found = ByteloomCache(max_length=data.draw(st.sampled_from([None, 1, 8]))), []
-        for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
+        for begin, end in itertools.pairwise(cuts):
             found.append(model(ids[:, begin:end], past_key_values=cache).logits)
             assert cache.get_seq_length() == end
         assert close(torch.cat(found, dim=1), wanted)

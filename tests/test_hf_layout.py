@@ -19,7 +19,10 @@ FUSED = ModelConfig(
     tied_head=False,
     embedder=EmbedderConfig(
         kind="fusion",
-        streams=(StreamConfig(name="audio", size=2, role="given"), StreamConfig(name="video", size=2, role="predicted")),
+        streams=(
+            StreamConfig(name="audio", size=2, role="given"),
+            StreamConfig(name="video", size=2, role="predicted"),
+        ),
     ),
 )
 

@@ -182,7 +182,13 @@ def test_greedy_is_what_byteloom_writes_row_by_row(num_stages: int) -> None:
         {"num_beams": 2, "do_sample": True},
         {"do_sample": True, "num_return_sequences": 3, "temperature": 0.8, "top_k": 30, "top_p": 0.9},
         {"do_sample": True, "min_p": 0.01, "typical_p": 0.9, "repetition_penalty": 1.3, "no_repeat_ngram_size": 3},
-        {"do_sample": True, "epsilon_cutoff": 1e-4, "eta_cutoff": 1e-4, "min_new_tokens": 5, "renormalize_logits": True},
+        {
+            "do_sample": True,
+            "epsilon_cutoff": 1e-4,
+            "eta_cutoff": 1e-4,
+            "min_new_tokens": 5,
+            "renormalize_logits": True,
+        },
         {"bad_words_ids": [[65], [66, 67]], "forced_eos_token_id": EOS, "begin_suppress_tokens": [1, 2]},
         {"suppress_tokens": None},
     ],
@@ -218,7 +224,12 @@ def test_scores_and_logits_come_back() -> None:
     model = wrapped()
     ids = left_padded([b"abc"])["input_ids"]
     output = model.generate(
-        ids, max_new_tokens=6, return_dict_in_generate=True, output_scores=True, output_logits=True, suppress_tokens=None
+        ids,
+        max_new_tokens=6,
+        return_dict_in_generate=True,
+        output_scores=True,
+        output_logits=True,
+        suppress_tokens=None,
     )
     count = output.sequences.shape[1] - ids.shape[1]
     assert len(output.scores) == len(output.logits) == count
@@ -297,7 +308,9 @@ def test_a_native_folder_opens_in_any_type_and_place(tmp_path: Path) -> None:
     model = wrapped()
     save(model.model, tmp_path)
     ids = left_padded([b"abc"])["input_ids"]
-    back = ByteloomForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, device_map="auto", low_cpu_mem_usage=True)
+    back = ByteloomForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.bfloat16, device_map="auto", low_cpu_mem_usage=True
+    )
     assert back.dtype == torch.bfloat16
     assert (back(ids).logits.float() - model(ids).logits).abs().max() < 0.5
     assert torch.equal(

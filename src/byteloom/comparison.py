@@ -203,7 +203,7 @@ def compressed(corpus: Corpus, item: np.ndarray, sizes: np.ndarray) -> list[Entr
     plain = [rows_first(segment) for segment in segments]
     modality = np.array([segment.modality for segment in segments])
     lengths = np.array([len(segment.data) for segment in segments])
-    names = list(dict.fromkeys(modality.tolist()))
+    names = list(dict.fromkeys(modality[lengths > 0].tolist()))
     marks = {name: mark for mark, name in corpus.modalities.items()}
 
     def end_to_end(chosen: np.ndarray) -> dict[str, float]:
@@ -282,15 +282,18 @@ def to_jpeg_xl(segment: Segment) -> bytes:
 
 
 def to_flac(segment: Segment) -> bytes:
-    """A sound as FLAC; mu-law as the 16 bits that it stands for. Raises ValueError for floating point."""
+    """A sound as FLAC, mu-law as 8 bits in the order of what they stand for. Raises ValueError for floating point."""
     import soundfile
 
     rate, _, coding = audio.unpack_header(segment.header)
     if coding == "float32":
         raise ValueError("FLAC holds whole numbers only")
-    samples = audio.to_array(segment)
-    subtype = {"pcm8": "PCM_S8", "pcm24": "PCM_24"}.get(coding, "PCM_16")
-    if coding == "pcm8":
+    samples: Any = audio.to_array(segment)
+    subtype = {"pcm8": "PCM_S8", "mulaw": "PCM_S8", "pcm24": "PCM_24"}.get(coding, "PCM_16")
+    if coding == "mulaw":  # both codes of zero keep their places
+        codes = ~segment.data.reshape(samples.shape)
+        samples = np.where(codes & 128, 127 - (codes & 127), 128 + codes).astype(np.uint8)
+    if subtype == "PCM_S8":  # soundfile has no unsigned type
         samples = (samples.astype(np.int16) - 128) * 256
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format="FLAC", subtype=subtype, compression_level=1.0)
@@ -359,9 +362,12 @@ def columns(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """The heads of a table of all entries, and a row of cells for each."""
     names = list(dict.fromkeys(name for entry in comparison.entries for name in entry.by_modality))
     modalities = names if len(names) > 1 else []
-    extra = {"parameters": "{:,}", "seconds": "{:,.1f}", "valid_utf8": "{:.1%}"}
+    extra: dict[str, Callable[[Any], str]] = {
+        "parameters": lambda number: f"{number / 1e6:,.2f} M",
+        "valid_utf8": lambda share: f"{share:.1%}",
+    }
     details = [key for key in extra if any(entry.details.get(key) is not None for entry in comparison.entries)]
-    heads = ["", "bits per byte", "more than the best", "of the size", *modalities]
+    heads = ["", "bits per byte", "more than the best", *modalities]
     heads += [key.replace("_utf8", " UTF-8") for key in details]
     rows = []
     for entry in comparison.entries:
@@ -372,16 +378,12 @@ def columns(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
                 entry.name,
                 "" if bits is None else f"{bits:.4f}{_error(comparison.error(entry))}",
                 f"{more:.4f}{_error(distance['standard_error_of_more'])}" if more else "",
-                "" if bits is None else f"{bits / 8:.1%}",
                 *(f"{entry.by_modality[name]:.4f}" if name in entry.by_modality else "" for name in modalities),
-                *(
-                    extra[key].format(entry.details[key]) if entry.details.get(key) is not None else ""
-                    for key in details
-                ),
+                *(extra[key](entry.details[key]) if entry.details.get(key) is not None else "" for key in details),
             ]
         )
     return heads, rows
 
 
 def _error(value: float | None) -> str:
-    return "" if value is None else f" ± {value:.4f}"
+    return "" if value is None else f" ± {value:.3f}"

@@ -16,32 +16,40 @@ from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from byteloom import gallery
 from byteloom.comparison import Comparison, Entry, columns
-from byteloom.pictures import INK, QUIET, RAISED, canvas, style
+from byteloom.pictures import INK, RAISED, canvas, style
 
 COLOURS = ("#fb923c", "#38bdf8", "#a3e635", "#f472b6", "#c084fc", "#facc15", "#2dd4bf", "#f87171")
 """Of models, in turn."""
-DASHES = ((0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)), "-")
+QUIET_COLOURS = ("#94a3b8", "#a8907c", "#7d93b8", "#8fa382", "#b0a1c4", "#cbd5e1", "#64748b", "#c4a8a8")
 """Of compressors and codecs, in turn."""
+DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+"""Of their lines, in turn."""
+FEW_ITEMS = 40
+"""Up to so many items have a dot each."""
 SHOWN_FILES = 100
 """The page's table has the first so many files."""
 
 
-TABLES = """<style>
-.wide {{ overflow-x: auto; margin-top: .6rem; }} table {{ border-collapse: collapse; }}
-td, th {{ padding: .25rem 1.1rem .25rem 0; text-align: right; white-space: nowrap;
-  font-variant-numeric: tabular-nums; border-bottom: 1px solid var(--line); }}
-th {{ color: var(--quiet); font-weight: 400; }} td:first-child, th:first-child {{ text-align: left; }}
-tr.model td:first-child {{ font-weight: 600; }} tr.best td {{ color: var(--accent); font-weight: 600; }}
-.plots {{ display: flex; flex-wrap: wrap; gap: 1rem; }} .plots svg {{ width: 100%; height: auto; max-width: 36rem;
-  border-radius: .45rem; }} p {{ color: var(--quiet); margin: .6rem 0 0; }}
-</style>""".replace("{{", "{").replace("}}", "}")
+STYLE = """<style>
+.wide { overflow-x: auto; margin-top: .6rem; }
+table { border-collapse: collapse; }
+td, th { padding: .25rem 1.1rem .25rem 0; text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums;
+  border-bottom: 1px solid var(--line); }
+th { color: var(--quiet); font-weight: 400; }
+td:first-child, th:first-child { text-align: left; }
+tr.model td:first-child { font-weight: 600; }
+tr.best td { color: var(--accent); font-weight: 600; }
+.plots { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; margin-top: .8rem; }
+.plots svg { width: 100%; height: auto; max-width: 36rem; border-radius: .45rem; }
+p { color: var(--quiet); margin: .6rem 0 0; }
+</style>"""
 
 
 def page(comparison: Comparison, title: str = "Comparison") -> str:
     """The comparison as HTML that needs no other file."""
     sizes, items = comparison.file_sizes, len(comparison.bytes)
     lead = f"{len(sizes):,} file{'s' * (len(sizes) != 1)}, {sizes.sum():,} bytes. Fewer bits are better."
-    sections = [f"<h1>{html.escape(title)}</h1><p>{lead}</p>", TABLES, _section("All data", overview(comparison))]
+    sections = [f"<h1>{html.escape(title)}</h1><p>{lead}</p>", STYLE, _section("All data", overview(comparison))]
     plots = "".join(svg(figure) for figure in figures(comparison))
     sections.append(_section("Where the bits go", f'<div class="plots">{plots}</div>'))
     if len(sizes) > 1:
@@ -118,11 +126,14 @@ def svg(figure: Figure) -> str:
 
 
 def _looks(entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
-    """How the line of each entry is drawn: models in colours, others grey and dashed."""
+    """How the line of each entry is drawn: models in colours, others in quiet ones."""
     models = [entry.name for entry in entries if entry.kind == "model"]
     others = [entry.name for entry in entries if entry.kind != "model"]
     looks = {name: {"color": COLOURS[i % len(COLOURS)], "lw": 1.8} for i, name in enumerate(models)}
-    return looks | {name: {"color": QUIET, "lw": 1, "ls": DASHES[i % len(DASHES)]} for i, name in enumerate(others)}
+    return looks | {
+        name: {"color": QUIET_COLOURS[i % len(QUIET_COLOURS)], "ls": DASHES[i % len(DASHES)], "lw": 1.1}
+        for i, name in enumerate(others)
+    }
 
 
 def _axes(title: str, x: str, y: str, height: float = 3.4) -> tuple[Figure, Axes]:
@@ -135,8 +146,9 @@ def _axes(title: str, x: str, y: str, height: float = 3.4) -> tuple[Figure, Axes
     return figure, axes
 
 
-def _legend(axes: Axes) -> None:
-    axes.legend(fontsize=8, labelcolor=INK, frameon=False)
+def _legend(axes: Axes, beside: bool = False) -> None:
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)} if beside else {}
+    axes.legend(fontsize=8, labelcolor=INK, frameon=False, **place)
 
 
 def _all_entries(comparison: Comparison, looks: Mapping[str, Mapping[str, Any]]) -> Figure:
@@ -161,24 +173,30 @@ def _by_item(comparison: Comparison, looks: Mapping[str, Mapping[str, Any]]) -> 
     for entry in comparison.entries:
         known = np.isfinite(entry.bits) & (comparison.bytes > 0)
         bits = np.sort(entry.bits[known] / comparison.bytes[known])
-        axes.plot(np.linspace(0, 1, len(bits)), bits, label=entry.name, **looks[entry.name])
+        marker = "." if len(bits) <= FEW_ITEMS else ""
+        axes.plot((np.arange(len(bits)) + 0.5) / len(bits), bits, marker=marker, label=entry.name, **looks[entry.name])
+    axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-    _legend(axes)
+    _legend(axes, beside=True)
     return figure
 
 
 def _by_modality(comparison: Comparison, looks: Mapping[str, Mapping[str, Any]]) -> Figure:
     names = list(dict.fromkeys(name for entry in comparison.entries for name in entry.by_modality))
     figure, axes = _axes("By modality", "", "bits per byte")
-    width = 0.85 / len(comparison.entries)
-    for i, entry in enumerate(comparison.entries):
-        places = [names.index(name) + (i + 0.5) * width - 0.425 for name in entry.by_modality]
-        shade = 1.0 if entry.kind == "model" else 0.45 + 0.5 * (i % 3) / 2
-        axes.bar(places, list(entry.by_modality.values()), 0.9 * width, color=looks[entry.name]["color"],
-                 alpha=shade, label=entry.name)  # fmt: skip
+    there = [[entry.name for entry in comparison.entries if name in entry.by_modality] for name in names]
+    width = 0.85 / max(len(group) for group in there)
+    for entry in comparison.entries:
+        places = [
+            place + (group.index(entry.name) - (len(group) - 1) / 2) * width
+            for place, group in enumerate(there)
+            if entry.name in group
+        ]
+        bits = [entry.by_modality[name] for name in names if name in entry.by_modality]
+        axes.bar(places, bits, 0.88 * width, color=looks[entry.name]["color"], label=entry.name)
     axes.set_xticks(range(len(names)), names, color=INK)
     axes.grid(visible=False, axis="x")
-    _legend(axes)
+    _legend(axes, beside=True)
     return figure
 
 

@@ -1,8 +1,8 @@
 """One step of generation as programs of torch.export, for runtimes that have no Python.
 
-A state's tensors go in and come out, so that a program keeps nothing. A stage runs only where its next position begins,
-and a program has no branch: so there is one for each stage, which runs it and all finer ones. Cost: a copy of the
-state a step, unless the runtime takes it away; the slow twin is `Multiscale.step`.
+A state's tensors go in and come out, so that a program keeps nothing. A stage runs only where its next position
+begins, and a program has no branch: so there is one for each stage, which runs it and all finer ones. Cost: a copy of
+the state a step, unless the runtime takes it away; the slow twin is `Multiscale.step`.
 """
 
 from typing import cast
@@ -17,7 +17,7 @@ from byteloom.models.multiscale import Multiscale
 
 
 class Step(nn.Module):
-    """ids (B,), position () and a state's tensors -> logits (B, V) of what follows, and the state's tensors after it."""
+    """ids (B,), position () and a state's tensors -> logits (B, V) of what follows, and the tensors after it."""
 
     def __init__(self, model: Multiscale, first: int, state: State):
         super().__init__()
@@ -40,9 +40,9 @@ class Step(nn.Module):
 def export_step(model: Multiscale, batch: int = 1, max_length: int | None = None) -> list[ExportedProgram]:
     """The step of a model for `batch` rows of at most `max_length` bytes, one program for each stage.
 
-    `begin_stage(model, position + 1)` says which of them takes the id at `position`: (ids (B,), position (), tensors) ->
-    (logits (B, V), tensors). The first tensors are those of `model.start(batch, max_length)`, after `model.prefill` if
-    there is a prompt of one length: `state.tensors()`. Rows stay in step, and the state holds `max_length` ids.
+    `begin_stage(model, position + 1)` says which of them takes the id at `position`: (ids (B,), position (), tensors)
+    -> (logits (B, V), tensors). The first tensors are those of `model.start(batch, max_length)`, after `model.prefill`
+    if there is a prompt of one length: `state.tensors()`. Rows stay in step, and the state holds `max_length` ids.
 
     Raises ValueError for an imported model with late parents, whose patches have one position more.
     """

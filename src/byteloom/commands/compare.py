@@ -2,6 +2,7 @@
 
 import importlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -85,13 +86,13 @@ def main(argv: list[str]) -> None:
 
     read: dict[MediaConfig, Corpus] = {}
     measured: dict[str, Measured] = {}
-    for path in options.models:
+    for name, path in zip(short_names(options.models), options.models, strict=True):
         run = read_run(path)
         media = parse(Options, argv, "compare", replace(options, media=media_from_dict(run.get("media") or {}))).media
         if media not in read:
             read[media] = open_data(list(options.data), options.modality, media)
-        measured[str(path)] = measure(path, run, read[media], options)
-        note(f"{path}: {measured[str(path)].found.bits_per_byte:.4f} bits per byte")
+        measured[name] = measure(path, run, read[media], options)
+        note(f"{path}: {measured[name].found.bits_per_byte:.4f} bits per byte")
     comparison = compare(measured, options.others)
     skipped = next(iter(read.values())).skipped
     report = comparison.to_json() | {"skipped": [{"file": name, "reason": reason} for name, reason in skipped]}
@@ -105,6 +106,12 @@ def main(argv: list[str]) -> None:
 
         write_atomically(options.out, page(comparison, "Comparison").encode())
         note(f"shown in {options.out}")
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """The last part of each path, or all paths whole where two end alike."""
+    names = [path.resolve().name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
 def measure(path: Path, run: dict[str, Any], corpus: Corpus, options: Options) -> Measured:

@@ -1,7 +1,8 @@
 """byteloom at home in transformers: config, model, tokenizer and processor, known to the Auto classes once imported.
 
-`AutoModelForCausalLM.from_pretrained(FOLDER)` opens what `byteloom train` and `byteloom export` wrote. Where byteloom.hf
-has not been imported, a folder made by `byteloom export --to hf` needs `trust_remote_code=True`, and imports it.
+`AutoModelForCausalLM.from_pretrained(FOLDER)` opens what `byteloom train` and `byteloom export` wrote. Where
+byteloom.hf has not been imported, a folder made by `byteloom export --to hf` needs `trust_remote_code=True`, and
+imports it.
 """
 
 import transformers

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from byteloom.hf.modeling import ByteloomForCausalLM
 
 FEW_COLUMNS = 32
-"""Up to so many new columns are taken step by step; of more, where only what comes last is asked for, all is read anew."""
+"""Up to so many new columns are taken step by step; of more, if only what comes last is asked for, all is read anew."""
 
 
 class ByteloomCache(Cache):

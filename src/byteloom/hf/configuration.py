@@ -42,10 +42,10 @@ class ByteloomConfig(PreTrainedConfig):
         """The config of a native model."""
         return cls(model=dataclasses.asdict(config), run=run or None)
 
-    def save_pretrained(self, save_directory: str | PathLike[str], **options: Any) -> None:
+    def save_pretrained(self, save_directory: str | PathLike[str], push_to_hub: bool = False, **options: Any) -> None:
         """As in transformers, and the file that opens the folder with `trust_remote_code=True`."""
-        super().save_pretrained(save_directory, **options)
         write_code(save_directory)
+        super().save_pretrained(save_directory, push_to_hub, **options)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:

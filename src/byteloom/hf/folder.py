@@ -59,8 +59,8 @@ def model_card(model: ByteloomForCausalLM, run: Mapping[str, Any], metrics: list
         "# A byteloom model",
         "",
         f"A multiscale model over raw bytes ([MEGABYTE](https://arxiv.org/abs/2305.07185)), made with byteloom "
-        f"{__version__}. It has no vocabulary file: its ids are the 256 bytes, and 64 that say where documents and their "
-        "parts begin and end.",
+        f"{__version__}. It has no vocabulary file: its ids are the 256 bytes, and 64 that say where documents and "
+        "their parts begin and end.",
         "",
         f"| | |\n|---|---|\n| parameters | {model.num_parameters():,} |\n| context | {config.context:,} bytes |",
     ]
@@ -73,8 +73,8 @@ def model_card(model: ByteloomForCausalLM, run: Mapping[str, Any], metrics: list
         best = min(measured, key=lambda row: row["valid_bits_per_byte"])
         last = measured[-1]
         lines.append(
-            f"{last['valid_bits_per_byte']:.3f} bits per byte on held-out data after {last['bytes']:,} bytes of training "
-            f"({last['step']:,} steps); at best {best['valid_bits_per_byte']:.3f}."
+            f"{last['valid_bits_per_byte']:.3f} bits per byte on held-out data after {last['bytes']:,} bytes of "
+            f"training ({last['step']:,} steps); at best {best['valid_bits_per_byte']:.3f}."
         )
         if parts := last.get("valid_by_modality"):
             lines += ["", "| modality | bits per byte |", "|---|---|"]
@@ -84,8 +84,8 @@ def model_card(model: ByteloomForCausalLM, run: Mapping[str, Any], metrics: list
     lines += ["", "## What it learned from", ""]
     data = run.get("data")
     lines.append(
-        f"{data['bytes']:,} bytes of {', '.join(modalities)}: {', '.join(data['names'])}."
-        if data
+        f"{', '.join(data['names']) or 'documents in memory'}: {data['bytes']:,} bytes of {', '.join(modalities)}."
+        if data and data["bytes"]
         else f"{', '.join(modalities) or 'Nothing'}, as far as the folder says."
     )
     marks = ", ".join(sorted(MARKS))

@@ -1,9 +1,9 @@
 """The compact id stream of Hugging Face, and the native one with PADs.
 
-Compact is a document without the PADs that put data on patch borders: BOS MARK digits.. data.. MARK digits.. data.. EOS.
-`Cursor` says where each of these ids stands in the native stream (`documents.to_ids`), one row at a time; PADs in a
-compact stream are the padding of a batch and stand for nothing. The place of the next id follows from those before it
-alone, so that nothing looks ahead. Cost: a few operations of the host for each id of structure.
+Compact is a document without the PADs that put data on patch borders: BOS MARK digits.. data.. MARK digits.. data..
+EOS. `Cursor` says where each of these ids stands in the native stream (`documents.to_ids`), one row at a time; PADs
+in a compact stream are the padding of a batch and stand for nothing. The place of the next id follows from those before
+it alone, so that nothing looks ahead. Cost: a few operations of the host for each id of structure.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """Any byteloom model as a transformers model: the native modules inside, Hugging Face's conventions outside.
 
-`logits[:, t]` is of what follows `input_ids[:, t]`, where the native `logits[:, t]` is of `ids[:, t]` itself; ids are the
-compact stream of `byteloom.hf.layout`; generation goes through the native caches (`ByteloomCache`).
+`logits[:, t]` is of what follows `input_ids[:, t]`, where the native `logits[:, t]` is of `ids[:, t]` itself; ids are
+the compact stream of `byteloom.hf.layout`; generation goes through the native caches (`ByteloomCache`).
 """
 
 import contextlib
@@ -61,7 +61,7 @@ class ByteloomForCausalLM(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     # A stage reads its caches and weights in more ways than `forward`, so all of it lies on one device.
-    _no_split_modules: ClassVar[list[str]] = ["Multiscale"]
+    _no_split_modules: ClassVar[list[str]] = ["Multiscale"]  # pyrefly: ignore[bad-override]
     _supports_sdpa = True
 
     def __init__(self, config: ByteloomConfig):
@@ -70,7 +70,7 @@ class ByteloomForCausalLM(PreTrainedModel, GenerationMixin):
         if getattr(config, "quantization_config", None) is not None:
             for module in self.model.modules():  # quantizers look for nn.Linear itself; its numbers are the same
                 if type(module) is Linear:
-                    module.__class__ = nn.Linear
+                    module.__class__ = nn.Linear  # pyrefly: ignore[bad-argument-type]
         set_generation_defaults(self.generation_config, config)
         self.post_init()
 
@@ -91,10 +91,11 @@ class ByteloomForCausalLM(PreTrainedModel, GenerationMixin):
     def from_pretrained(cls, name: str | PathLike[str] | None, *args: Any, **options: Any) -> Any:
         """As in transformers. Raises CheckpointError where weights are missing or do not belong to the model."""
         wanted = options.pop("output_loading_info", False)
-        model, info = super().from_pretrained(name, *args, output_loading_info=True, **options)
+        loaded: Any = super().from_pretrained(name, *args, output_loading_info=True, **options)
+        model, info = loaded
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if info.get(kind):
-                first = sorted(map(str, info[kind]))[0]
+                first = min(map(str, info[kind]))
                 raise CheckpointError(f"{name}: its weights do not match its config.json ({kind}: {first})")
         if model.generation_config._from_model_config:  # the folder, such as a native run, does not say how
             set_generation_defaults(model.generation_config, model.config)
@@ -118,10 +119,10 @@ class ByteloomForCausalLM(PreTrainedModel, GenerationMixin):
         """The head, where it is a matrix of its own."""
         return self.model.head
 
-    def resize_token_embeddings(self, *args: Any, **options: Any) -> nn.Module:
+    def resize_token_embeddings(self, *args: Any, **options: Any) -> nn.Embedding:  # pyrefly: ignore[bad-override]
         """Refused: the ids are bytes, and those of structure are fixed."""
         raise NotImplementedError(
-            "the ids of a byteloom model are fixed: 256 bytes, 64 of structure, then codes; nothing has to be added for text"
+            "the ids of a byteloom model are fixed: 256 bytes, 64 of structure, then codes; none is to be added"
         )
 
     # -- forward -----------------------------------------------------------------------------------------------------
@@ -247,7 +248,7 @@ class ByteloomForCausalLM(PreTrainedModel, GenerationMixin):
 
     # -- generation --------------------------------------------------------------------------------------------------
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # pyrefly: ignore[bad-override]
         self,
         input_ids: Tensor,
         next_sequence_length: int | None = None,
@@ -273,7 +274,7 @@ class ByteloomForCausalLM(PreTrainedModel, GenerationMixin):
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint, every_n_layers: int = 1
     ) -> None:
-        """What transformers' switches come down to: layers of all stages keep their inputs only, and run again later."""
+        """What transformers' switches come down to: layers of all stages keep inputs only, and run again later."""
         for i, block in enumerate(self.blocks()):
             block.__dict__.pop("forward", None)
             if enable and i % every_n_layers == 0:

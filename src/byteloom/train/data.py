@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 
@@ -38,6 +39,8 @@ class RunData:
     """Documents to measure on, none of which is learned from."""
     media: MediaConfig
     """How media files became samples, and are to become them when the model is used."""
+    names: tuple[str, ...] = ()
+    """What was given to learn from, by the last part of each path or address; none where it was a corpus."""
 
     @property
     def num_bytes(self) -> int:
@@ -100,6 +103,7 @@ def open_run_data(
     held_out_items = [] if valid is None or isinstance(valid, Corpus) else as_list(valid)
     check_mixture(mixture, len(items))
     media = settle_media(paths_among([*items, *held_out_items]), media, media)
+    names = tuple(map(named, items))
     streamed = [item for item in items if isinstance(item, HubDataset) and item.streaming]
     if streamed:
         if len(streamed) < len(items):
@@ -109,7 +113,8 @@ def open_run_data(
             joined([rows.hold_out(valid_bytes) for rows in streams]) if valid is None else open_corpus(valid, media)
         )
         weights = mixture or [1.0] * len(streams)
-        return RunData(sources=(), streams=tuple(zip(streams, weights, strict=True)), held_out=held_out, media=media)
+        pairs = tuple(zip(streams, weights, strict=True))
+        return RunData(sources=(), streams=pairs, held_out=held_out, media=media, names=names)
     groups = [[item] for item in items] if mixture else [data]
     corpora = [open_corpus(group, media) for group in groups]
     if valid is None:
@@ -117,7 +122,14 @@ def open_run_data(
         corpora, held_out = [learned for learned, _ in halves], joined([kept for _, kept in halves])
     else:
         held_out = open_corpus(valid, media)
-    return RunData(sources=tuple(zip(corpora, mixture or [1.0], strict=True)), held_out=held_out, media=media)
+    pairs = tuple(zip(corpora, mixture or [1.0], strict=True))
+    return RunData(sources=pairs, held_out=held_out, media=media, names=names)
+
+
+def named(item: str | PathLike[str] | HubDataset) -> str:
+    """What data are called in a run, which may be given away: the last part of a path, the name on the hub."""
+    is_remote = isinstance(item, HubDataset) and item.path is None
+    return str(item) if is_remote else Path(item.name if isinstance(item, HubDataset) else item).name
 
 
 def open_corpus(data: Paths | Corpus, media: MediaConfig) -> Corpus:

@@ -249,6 +249,7 @@ def train(
             "optim": asdict(config.optim),
             "train": asdict(settings),
             "media": asdict(opened.media),
+            "data": {"names": list(opened.names), "bytes": opened.num_bytes},
             "modalities": sorted(opened.modalities.values()),
             "headers": opened.headers,
         }
