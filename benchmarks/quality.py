@@ -20,8 +20,8 @@ What is chosen for whom, so that nobody is held back:
             weights of 0.006; no dropout, for in this time nothing is learned by heart.
   peers     megabyte-pytorch and mblm with rotary positions, flash attention and all else as their authors set it, Llama
             with the defaults of transformers. Each runs in the mode in which it takes the most steps in the time: fp32
-            or bf16 autocast, eager or, where there is time for that, compiled; all are measured first. The C library
-            keeps memory for all.
+            or bf16 autocast, and the faster of these also compiled where there is time for that; all are measured
+            first. The C library keeps memory for all.
   windows   paper, megabyte-pytorch and mblm have our batch and context, in patches of 4 bytes of text, 8 of sound, 12
             of pictures. Llama, whose steps cost more the longer its context is, has as many bytes in a batch, cut into
             2 windows of sound and 4 of pictures.
@@ -79,8 +79,8 @@ LAYERS = ((2, 2), (2, 3), (2, 4), (3, 2), (3, 3))
 LLAMA_LAYERS = (4, 5, 6)
 """Widths and layers among which a model of equal parameters is looked for; local widths are half of global ones."""
 CPU = torch.device("cpu")
-TRIED_STEPS = 4
-"""Steps by which the speed of a mode is measured, after one to warm up."""
+TRIED_STEPS = 6
+"""Steps of which the fastest is the speed of a mode, after one to warm up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -446,21 +446,22 @@ def fastest(
     make: Callable[[], peers.Peer], data: Iterator[Tensor], optim: OptimConfig, seconds: float
 ) -> tuple[Mode, dict[str, float]]:
     """The mode in which a peer takes the most steps in the time, and how many that would be in each."""
-    compiling = seconds >= acceleration.WORTH_SECONDS and acceleration.can_compile(CPU)
     found: dict[Mode, float] = {}
-    for compiled, precision in product((False, True) if compiling else (False,), ("fp32", "bf16")):
-        mode = Mode(precision=precision, compiled=compiled)
+
+    def measure(mode: Mode) -> None:
         torch._dynamo.reset()
-        try:
-            step = functools.partial(stepping(make(), data, optim, mode), 0.5)
-            first, *rest = (acceleration.timed(step) for _ in range(1 + TRIED_STEPS))
-        except Exception as problem:
-            if not compiled:
-                raise
-            print(f"  cannot be compiled: {str(problem).splitlines()[0][:100]}", flush=True)
-            continue
-        found[mode] = 1 + max(seconds - first, 0) / statistics.median(rest)
+        step = functools.partial(stepping(make(), data, optim, mode), 0.5)
+        first, *rest = (acceleration.timed(step) for _ in range(1 + TRIED_STEPS))
+        found[mode] = 1 + max(seconds - first, 0) / min(rest)
         acceleration.give_back()
+
+    measure(Mode(precision="fp32"))
+    measure(Mode(precision="bf16"))
+    if seconds >= acceleration.WORTH_SECONDS and acceleration.can_compile(CPU):
+        try:
+            measure(dataclasses.replace(max(found, key=found.__getitem__), compiled=True))
+        except Exception as problem:  # whatever the compiler does not like
+            print(f"  cannot be compiled: {repr(problem)[:100]}", flush=True)
     return max(found, key=found.__getitem__), {str(mode): steps for mode, steps in found.items()}
 
 

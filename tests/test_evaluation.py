@@ -23,14 +23,8 @@ from byteloom.corpus import Corpus
 from byteloom.documents import DataError, Document, Segment, to_fused_ids
 from byteloom.evaluation import (
     baselines,
-    byte_frequencies,
-    count_words,
     evaluate,
     first_bytes,
-    item_counts,
-    item_starts,
-    noise_at,
-    per_word,
     plan,
     predicted_part,
 )
@@ -208,23 +202,6 @@ def test_the_standard_error_is_that_of_a_ratio_over_documents() -> None:
     assert evaluate(model, corpus.head(10)).standard_error is None
 
 
-def test_items_are_documents_or_the_segments_of_a_file_of_many() -> None:
-    page = Document(segments=(*text(b"a page with", name="").segments, shown(0), shown(1)), name="page")
-    album = Document(segments=tuple(shown(i) for i in range(5)), name="album")
-    corpus = Corpus.from_documents([page, album, text(b"words", name="w"), Document(segments=(), name="empty")])
-    stream = PackedStream(corpus, 4)
-    starts = item_starts(stream, fused=False)
-    ids = stream.read(0, len(stream))
-    assert ids[starts].tolist() == [257, 257, 261, 261, 261, 261, 257, 257]
-    assert item_counts(corpus, fused=False).tolist() == [1, 5, 1, 1]
-    assert item_counts(corpus, fused=True).tolist() == [1, 1, 1, 1]
-    found = evaluate(configs.build(TWO), corpus)
-    assert found.items == 8 and found.by_item[:, 1].tolist() == [23, 6, 6, 6, 6, 6, 5, 0]
-    assert found.by_item.sum(0).tolist() == pytest.approx([found.nats, found.bytes])
-    assert "by_item" not in found.to_json()
-    assert len(item_starts(stream, fused=True)) == 4
-
-
 TELLING = dataclasses.replace(
     TWO,
     modalities=(ModalityConfig(name="image", mark=261), ModalityConfig(name="text", mark=260)),
@@ -351,133 +328,7 @@ def test_baselines_are_the_compressors_own_sizes() -> None:
     assert baselines(data, max_bytes=100) == baselines(data[:100])
 
 
-# -- words, noise, dynamic evaluation ----------------------------------------------------------------------------------
-
-
-def test_words_are_what_split_makes_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("byteloom.evaluation.READ_AT_ONCE", 4)
-    texts = [b"one two  three\nfour\t", b" five", b"", b"   ", b"six"]
-    corpus = Corpus.from_documents([text(part, name=f"{i}") for i, part in enumerate(texts)])
-    assert count_words(corpus) == sum(len(part.split()) for part in texts) == 6
-    found = evaluate(configs.build(TWO), corpus)
-    words = per_word(found, corpus)
-    assert words["words"] == 6 and words["bits_per_word"] == pytest.approx(found.nats / math.log(2) / 6, rel=0.2)
-    text_bits = found.by_modality["text"]["bits_per_byte"] * found.by_modality["text"]["bytes"]
-    assert words["bits_per_word"] == pytest.approx(text_bits / 6)
-    assert words["perplexity_per_word"] == pytest.approx(2 ** words["bits_per_word"])
-
-
-def test_without_words_there_is_no_perplexity() -> None:
-    model, spaces = configs.build(TWO), Corpus.from_documents([text(b"   ", name="s")])
-    assert per_word(evaluate(model, spaces), spaces)["perplexity_per_word"] is None
-    long = Corpus.from_documents([text(b"x" * 3000, name="x")])
-    assert per_word(evaluate(model, long), long)["perplexity_per_word"] is None, "beyond any float"
-    pictures = Corpus.from_documents([Document(segments=(shown(0),), name="p")])
-    with pytest.raises(DataError, match="words are counted in text, and the data hold image"):
-        per_word(evaluate(model, pictures), pictures)
-
-
-def test_noise_is_a_function_of_the_place_and_looks_like_the_data() -> None:
-    frequencies = np.zeros(256, np.int64)
-    frequencies[[65, 66]] = 1, 3
-    chosen, values = noise_at(0, 20000, 0.1, 7, frequencies)
-    assert chosen.mean() == pytest.approx(0.1, abs=0.01)
-    assert set(values.tolist()) == {65, 66} and (values == 66).mean() == pytest.approx(0.75, abs=0.02)
-    for start, stop in ((0, 1), (4095, 4097), (5000, 13000)):
-        for part, whole in zip(noise_at(start, stop, 0.1, 7, frequencies), (chosen, values)):
-            assert np.array_equal(part, whole[start:stop])
-    assert not np.array_equal(noise_at(0, 20000, 0.1, 8, frequencies)[0], chosen)
-
-
-def test_of_noisy_data_what_is_left_is_scored_after_the_noise() -> None:
-    model = configs.build(TWO)
-    data = np.random.default_rng(0).integers(32, 127, 300, np.uint8).tobytes()
-    corpus = Corpus.from_documents([text(data, name="a")])
-    stream = PackedStream(corpus, 4)
-    ids = stream.read(0, len(stream)).astype(np.int64)
-    chosen, values = noise_at(0, len(ids), 0.2, 3, byte_frequencies(stream))
-    chosen &= ids < 256
-    noisy = torch.from_numpy(np.where(chosen, values, ids)).unsqueeze(0)
-    with torch.no_grad():
-        nats = model.nats(noisy)[0].double().numpy()
-    found = evaluate(model, corpus, context=len(ids), noise=0.2, seed=3)
-    assert found.bytes == 300 - chosen.sum() < 300 and found.noise == 0.2
-    assert found.nats == pytest.approx(nats[~chosen & (ids != 256)].sum(), rel=1e-5)
-    assert evaluate(model, corpus, noise=0.2, seed=4).bytes != 300
-    assert evaluate(model, corpus, method="sliding", context=32, noise=0.2, seed=3).bytes == found.bytes
-    with pytest.raises(ValueError, match=r"noise is 1.0; it is a share"):
-        evaluate(model, corpus, noise=1.0)
-    with pytest.raises(ValueError, match="the data hold none"):
-        evaluate(model, Corpus.from_documents([Document(segments=(), name="empty")]), noise=0.1)
-
-
 REPEATED = b"the quick brown fox jumps over the lazy dog. " * 40
-
-
-@pytest.mark.parametrize("method", ["basic", "sliding"])
-def test_a_model_that_keeps_learning_needs_less_and_is_put_back(method: str) -> None:
-    model = configs.build(TWO).train()
-    model.starts[0].requires_grad_(False)
-    gradient = torch.ones_like(model.starts[1])
-    model.starts[1].grad = gradient
-    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    still = evaluate(model, REPEATED, method=method, context=64)
-    learned = evaluate(model, REPEATED, method=method, context=64, dynamic=0.003)
-    assert learned.bits_per_byte < 0.9 * still.bits_per_byte and learned.bytes == still.bytes
-    assert learned.dynamic == 0.003 and still.dynamic is None
-    assert model.training and model.starts[1].grad is gradient
-    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
-    assert sum(weight.grad is not None for weight in model.parameters()) == 1
-    barely = evaluate(model, REPEATED, method=method, context=64, dynamic=1e-12)
-    assert barely.nats == pytest.approx(still.nats, rel=1e-5)
-
-
-def test_what_comes_later_changes_nothing_that_a_learning_model_scored_before() -> None:
-    model = configs.build(TWO)
-    first = [text(REPEATED[i : i + 61], name=f"{i}") for i in range(0, 610, 61)]
-    other = text(bytes(range(33, 94)), name="other")
-
-    def scores(documents: list[Document], batch_size: int) -> np.ndarray:
-        corpus = Corpus.from_documents(documents)
-        return evaluate(model, corpus, context=32, method="sliding", dynamic=0.01, batch_size=batch_size).by_item
-
-    for batch_size in (1, 3):
-        whole = scores(first, batch_size)
-        for changed in (2, 7):
-            found = scores([*first[:changed], other, *first[changed + 1 :]], batch_size)
-            assert np.array_equal(found[:changed], whole[:changed])
-            assert (found[changed:, 0] != whole[changed:, 0]).all(), "and everything later knows of it"
-
-
-def test_weights_are_put_back_when_data_fail_halfway(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = configs.build(TWO)
-    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    read, calls = PackedStream.read, []
-
-    def failing(stream: PackedStream, start: int, stop: int) -> np.ndarray:
-        calls.append(start)
-        if len(calls) == 6:
-            raise DataError("gone")
-        return read(stream, start, stop)
-
-    monkeypatch.setattr(PackedStream, "read", failing)
-    with pytest.raises(DataError, match="gone"):
-        evaluate(model, REPEATED, context=64, dynamic=0.01)
-    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
-
-
-def test_dynamic_evaluation_that_would_cheat_is_refused() -> None:
-    model = configs.build(TWO)
-    for method in ("strided", "sliding-strided"):
-        with pytest.raises(ValueError, match="take basic or sliding"):
-            evaluate(model, REPEATED, method=method, dynamic=0.01)
-    with pytest.raises(ValueError, match="by one process"):
-        evaluate(model, REPEATED, dynamic=0.01, share=(0, 2))
-    for rate in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match="must be above 0"):
-            evaluate(model, REPEATED, dynamic=rate)
-    with pytest.raises(ValueError, match="some weights must learn"):
-        evaluate(model.requires_grad_(False), REPEATED, dynamic=0.01)
 
 
 def test_the_command_says_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from byteloom import ModelConfig, Multiscale, StageConfig, recipes
 from byteloom.documents import DataError
 from byteloom.train.loop import RunConfig, TrainConfig
+from byteloom.train.optim import Muon, OptimConfig, Optimizers
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -163,7 +164,9 @@ def test_a_peers_logits_are_causal_and_agree_with_the_loss_that_it_learns_by(qua
         first = loss * 32 - float(nats.sum(1).mean())
         assert 3 < first < 10
     chosen = quality.matrices(peer.model)
-    assert chosen <= dict(peer.model.named_parameters()).keys()
+    optimizers = Optimizers(peer.model, OptimConfig(), "fp32", chosen)
+    muon = {name for name, weight in peer.model.named_parameters() if isinstance(optimizers.owners[weight], Muon)}
+    assert muon == chosen, "what is named, and nothing else"
     assert not {"to_logits.weight", "lm_head.weight"} & chosen and not any(
         "embed_tokens" in weight for weight in chosen
     )

@@ -24,7 +24,8 @@ import zstandard
 from byteloom.codecs import audio, image, video
 from byteloom.corpus import Corpus
 from byteloom.documents import DataError, Document, Segment
-from byteloom.evaluation import Evaluation, baselines, item_counts, predicted_part, standard_error
+from byteloom.evaluation import Evaluation, baselines, predicted_part
+from byteloom.items import item_counts, standard_error
 from byteloom.models.config import ModelConfig
 
 ALONE: dict[str, Callable[[bytes], bytes]] = {

@@ -57,7 +57,9 @@ BF16, COMPILED, CUDA, STORED = 1, 2, 4, 8
 USUAL_LANES = 64
 """More bytes in a step are hardly faster on a CPU, and each lane begins without knowing what came before."""
 LANE_BYTES = 4096
-"""A lane is at least so long, or as long as the context: then what it loses at its beginning is small."""
+"""A lane is about so long at least, or as long as the context: then what it loses at its beginning is small."""
+GRAIN = 48
+"""Long lanes begin at multiples of it within a segment, so that pixels, squares of pixels and samples stay whole."""
 MAX_PLACES = 1 << 20
 """Most ids that all lanes together see at once: the bound on memory."""
 MAX_BYTES = 1 << 28
@@ -131,8 +133,8 @@ def compress(
         model: the model; it is put into evaluation mode. It needs `pip install "byteloom[compress]"`.
         data: any bytes. They are marked as what costs least, such as text.
         segments: the same bytes as samples of media, from `segments_of`; used where the model knows those better.
-        lanes: streams side by side; default: up to 64, each at least as long as the context or 4096 bytes. More are
-            faster, fewer are smaller.
+        lanes: streams side by side; default: up to 64, each about as long as the context, or 4096 bytes, at least.
+            More are faster, fewer are smaller.
         precision: bf16 is faster on processors that multiply it, and a little larger.
         compiled: compile the model's steps first: half a minute, here and when it is opened, then twice as fast.
         threads: of each operation; it is opened with as many. One gives the same numbers on any number of cores.
@@ -156,7 +158,7 @@ def compress(
     kind = device_of(model)
     context = coded_context(model)
     if lanes is None:
-        lanes = min(USUAL_LANES, len(data) // min(context, LANE_BYTES), max(1, MAX_PLACES // context))
+        lanes = min(USUAL_LANES, round(len(data) / min(context, LANE_BYTES)), max(1, MAX_PLACES // context))
     header = Header(
         model=model_digest(model)[:16],
         content=hashlib.sha256(data).digest()[:16],
@@ -330,14 +332,17 @@ def lay_out(model: Multiscale, segments: Sequence[Segment], lanes: int) -> tuple
 def lane_borders(starts: np.ndarray, lanes: int) -> np.ndarray:
     """Where lanes begin and end (N + 1,) in data whose segments begin at `starts` and end at its last.
 
-    Lanes are equally long; but where a segment begins not far from a border, the border goes there.
+    Lanes are about equally long; where a segment begins not far from a border, the border goes there, else to a
+    multiple of `GRAIN` in its segment.
     """
     total = int(starts[-1])
+    near = total // lanes // 8
     even = np.arange(lanes + 1) * total // lanes
     right = starts.searchsorted(even).clip(1)
     low, high = starts[right - 1], starts[right]
     nearest = np.where(even - low < high - even, low, high)
-    return np.where(abs(nearest - even) * 8 <= total // lanes, nearest, even)
+    inside = even - (even - low) % GRAIN if near >= GRAIN else even
+    return np.where(abs(nearest - even) <= near, nearest, inside)
 
 
 def coded_context(model: Multiscale) -> int:
@@ -428,7 +433,7 @@ def sampled_nats(model: Multiscale, segments: Sequence[Segment]) -> float:
     """What a byte costs in nats, in the longest segment's middle."""
     segment, context = max(segments, key=lambda segment: len(segment.data)), coded_context(model)
     room = max(1, min(SAMPLE_BYTES, context - 2 * MAX_HEADER_BYTES - model.config.span(0)))
-    begin = max(0, (len(segment.data) - room) // 2)
+    begin = max(0, (len(segment.data) - room) // 2 // GRAIN * GRAIN)
     ids, coded = lay_out(model, (replace(segment, data=segment.data[begin : begin + room]),), 1)
     ids, coded = ids[:, :context], coded[:, :context]
     if not coded.any():  # the context is shorter than a header

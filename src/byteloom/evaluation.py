@@ -20,12 +20,15 @@ import torch
 import zstandard
 from torch import Tensor
 
-from byteloom.codecs import audio, image, text, video
+from byteloom.codecs import audio, image, video
 from byteloom.corpus import Corpus, concatenate
-from byteloom.documents import BOS, FIRST_DIGIT, FIRST_MARK, DataError, Document, Segment
+from byteloom.documents import DataError, Document, Segment
+from byteloom.dynamic import learning
+from byteloom.items import item_starts, standard_error
 from byteloom.losses import VOCABULARY, bits_per_byte, marks_in_force
 from byteloom.models.config import ModelConfig
 from byteloom.models.multiscale import Multiscale
+from byteloom.noise import byte_frequencies, noise_at
 from byteloom.packing import PackedStream
 from byteloom.shards import open_data
 
@@ -38,10 +41,6 @@ CHUNK = 1 << 16
 """Bytes of a batch that finer stages take at a time, so that a long window needs little memory."""
 READ_AT_ONCE = 1 << 20
 """Ids read from the disk at a time."""
-NOISE_BLOCK = 1 << 12
-"""Ids whose noise is drawn together."""
-DYNAMIC_RATE = 3e-5
-"""Of dynamic evaluation: gains much on data of another kind than a model learned from, and loses little on its own."""
 
 
 class Window(NamedTuple):
@@ -209,7 +208,7 @@ def evaluate(
     batch_size = batch_size or (max(1, IDS_AT_ONCE // context) if dynamic is None else 1)
     with contextlib.ExitStack() as stack:
         stack.callback(model.train, training)
-        learn = None if dynamic is None else stack.enter_context(learning(model, dynamic))
+        learn = None if dynamic is None else stack.enter_context(learning(model, dynamic, CHUNK))
         for group, ours in shared(list(batches(windows, batch_size)), *share):
             found = np.stack([stream.read(w.start, w.stop) for w in group]).astype(np.int64)
             replaced = np.zeros(found.shape, bool)
@@ -332,44 +331,6 @@ def sample_sizes(corpus: Corpus) -> dict[str, int]:
     return {audio.MODALITY: max(sizes)} if len(sizes) == 1 and max(sizes) > 1 else {}
 
 
-def item_counts(corpus: Corpus, fused: bool) -> np.ndarray:
-    """How many items each document is (D,) int64: see `Evaluation.items`."""
-    segments = np.diff(corpus.document_starts)
-    if fused:  # there segments run side by side
-        return np.ones(len(corpus), np.int64)
-    document = np.repeat(np.arange(len(corpus)), segments)
-    changes = (np.diff(corpus.segment_marks.astype(np.int64)) != 0) & (np.diff(document) == 0)
-    mixed = np.zeros(len(corpus), bool)
-    mixed[document[1:][changes]] = True
-    return np.where(mixed, 1, np.maximum(segments, 1))
-
-
-def item_starts(stream: PackedStream, fused: bool) -> np.ndarray:
-    """Where the items of a stream begin (N,) int64: see `Evaluation.items`. Cost: reads the stream once."""
-    corpus = stream.corpus
-    segments = np.diff(corpus.document_starts)
-    alone = np.repeat(item_counts(corpus, fused) > 1, segments)
-    alone[corpus.document_starts[:-1][segments > 0]] = False  # there the document itself begins
-    bos, marks = [], []
-    for start in range(0, len(stream), READ_AT_ONCE):
-        ids = stream.read(start, min(start + READ_AT_ONCE, len(stream)))
-        bos.append(start + np.flatnonzero(ids == BOS))
-        marks.append(start + np.flatnonzero((ids >= FIRST_MARK) & (ids < FIRST_DIGIT)))
-    return np.sort(np.concatenate([*bos, np.concatenate([np.empty(0, np.int64), *marks])[alone]]))
-
-
-def standard_error(items: np.ndarray) -> float | None:
-    """The standard error of bits per byte over items (N, 2: nats and bytes); None for fewer than two.
-
-    Of a ratio of sums: from how far each item's nats lie from what its bytes would need at the bits per byte of all.
-    """
-    nats, size = items[:, 0], items[:, 1]
-    if len(items) < 2 or not size.sum():
-        return None
-    distances = nats - nats.sum() / size.sum() * size
-    return math.sqrt(len(items) / (len(items) - 1) * (distances**2).sum()) / size.sum() / math.log(2)
-
-
 def add(sums: np.ndarray, at: np.ndarray, nats: np.ndarray, counted: np.ndarray, is_byte: np.ndarray) -> None:
     """Adds nats (B, T) where they are counted, and bytes, to the rows of sums (N, 2) that `at` (B, T) names."""
     low = at.min()
@@ -389,104 +350,6 @@ def nats_of_each(
     """
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=autocast):
         return model.nats(ids, CHUNK, mark=mark, since=since)
-
-
-@contextlib.contextmanager
-def learning(model: Multiscale, rate: float) -> Iterator[Callable[..., Tensor]]:
-    """Dynamic evaluation (arXiv 1709.07432): a model learns from what has been scored, as a compressor may.
-
-    Gives a function that scores ids as `nats_of_each` does, of which `scored` (B, T) says which count, and only then
-    takes one step of Adam down their mean. At the end weights and gradients are what they were. Cost: four copies of
-    the weights.
-
-    Raises:
-        ValueError: the rate is not above 0, or the model has no weights that learn.
-    """
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    if not rate > 0 or not weights:
-        raise ValueError(f"the rate of dynamic evaluation is {rate}; it must be above 0, and some weights must learn")
-    before = [(weight.detach().clone(), weight.grad) for weight in weights]
-    optimizer = torch.optim.Adam(weights, lr=rate, betas=(0.9, 0.98))
-
-    def learn(
-        ids: Tensor, scored: Tensor, autocast: bool, mark: Tensor | None = None, since: Tensor | None = None
-    ) -> Tensor:
-        optimizer.zero_grad()
-        with torch.enable_grad():
-            with torch.autocast(ids.device.type, torch.bfloat16, enabled=autocast):
-                nats = model.nats(ids, CHUNK, mark=mark, since=since)
-            (torch.where(scored, nats, 0.0).sum() / scored.sum().clamp(min=1)).backward()
-        optimizer.step()
-        return nats.detach()
-
-    try:
-        yield learn
-    finally:
-        with torch.no_grad():
-            for weight, (value, gradient) in zip(weights, before, strict=True):
-                weight.copy_(value)
-                weight.grad = gradient
-
-
-def byte_frequencies(stream: PackedStream) -> np.ndarray:
-    """How often each byte (256,) stands in a stream. Raises ValueError where none does. Cost: reads the stream once."""
-    found = np.zeros(VOCABULARY.num_bytes, np.int64)
-    for start in range(0, len(stream), READ_AT_ONCE):
-        ids = stream.read(start, min(start + READ_AT_ONCE, len(stream)))
-        found += np.bincount(ids[ids < VOCABULARY.num_bytes], minlength=VOCABULARY.num_bytes)
-    if not found.any():
-        raise ValueError("noise replaces bytes, and the data hold none")
-    return found
-
-
-def noise_at(start: int, stop: int, share: float, seed: int, frequencies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which places of a stream are noisy, (stop - start,) bool, and the byte that stands there, int64.
-
-    Bytes are drawn as often as the data have them, so that noise looks like the data. A place has the same noise in
-    every window.
-    """
-    first, last = start // NOISE_BLOCK, -(-stop // NOISE_BLOCK)
-    chosen, values = [], []
-    for block in range(first, last):
-        random = np.random.default_rng([seed, block])
-        chosen.append(random.random(NOISE_BLOCK) < share)
-        values.append(random.integers(frequencies.sum(), size=NOISE_BLOCK))
-    here = slice(start - first * NOISE_BLOCK, stop - first * NOISE_BLOCK)
-    drawn = frequencies.cumsum().searchsorted(np.concatenate(values)[here], "right")
-    return np.concatenate(chosen)[here], drawn
-
-
-def per_word(found: Evaluation, corpus: Corpus) -> dict[str, float | None]:
-    """What a measured model needs per word of its text: `words`, `bits_per_word` and `perplexity_per_word`.
-
-    A word is a run of bytes without white space (as in str.split of ASCII); it pays for the space around it, for marks
-    and ends. None where there are no words, or a perplexity is beyond any float.
-
-    Raises:
-        DataError: there is no text.
-    """
-    if text.MODALITY not in found.by_modality:
-        raise DataError(f"words are counted in text, and the data hold {', '.join(found.by_modality) or 'none'}")
-    words, nats = count_words(corpus), found.by_modality[text.MODALITY]["nats"]
-    each = nats / words if words else math.inf
-    return {
-        "words": words,
-        "bits_per_word": each / math.log(2) if words else None,
-        "perplexity_per_word": math.exp(each) if each < 700 else None,
-    }
-
-
-def count_words(corpus: Corpus) -> int:
-    """Runs of bytes without white space in all texts of a corpus. Cost: reads them once."""
-    is_space = np.isin(np.arange(256), np.frombuffer(b" \t\n\r\v\f", np.uint8))
-    words = 0
-    for segment in np.flatnonzero(corpus.segment_marks == text.MARK):
-        after_space = True
-        for start in range(0, int(corpus.segment_lengths[segment]), READ_AT_ONCE):
-            spaces = is_space[corpus.payload(int(segment), start, start + READ_AT_ONCE)]
-            words += int((~spaces & np.append(after_space, spaces[:-1])).sum())
-            after_space = spaces[-1]
-    return words
 
 
 def shared(groups: Sequence[list[Window]], share: int, shares: int) -> Iterator[tuple[list[Window], bool]]:

@@ -15,7 +15,8 @@ from byteloom.codecs import MediaConfig, media_from_dict
 from byteloom.commands import UsageError, note, parse, write_report
 from byteloom.comparison import Comparison, Measured, columns, compare, valid_utf8
 from byteloom.corpus import Corpus
-from byteloom.evaluation import DYNAMIC_RATE, Method, evaluate, first_bytes
+from byteloom.dynamic import DYNAMIC_RATE
+from byteloom.evaluation import Method, evaluate, first_bytes
 from byteloom.generation import generate
 from byteloom.models.multiscale import Multiscale
 from byteloom.models.store import load, read_run, write_atomically

@@ -12,19 +12,19 @@ from rich.table import Table
 
 from byteloom.codecs import MediaConfig, media_from_dict
 from byteloom.commands import UsageError, note, parse, prepare_pictures, write_report
+from byteloom.dynamic import DYNAMIC_RATE
 from byteloom.evaluation import (
-    DYNAMIC_RATE,
     Evaluation,
     Method,
     baselines,
     evaluate,
     first_bytes,
-    per_word,
     predicted_part,
 )
 from byteloom.models.store import load, read_run
 from byteloom.quantization import Weights, quantize
 from byteloom.shards import open_data
+from byteloom.words import per_word
 
 
 @dataclass(frozen=True, kw_only=True)
