@@ -268,7 +268,7 @@ def test_the_command_compares(runs: list[str], tmp_path: Path, capsys: pytest.Ca
     assert "PNG" in page.read_text() and f"shown in {page}" in err
     cli.main(["compare", runs[0], "--data", str(data / "a.txt"), "--no-others", "--dynamic", "--max-bytes", "64"])
     out, _ = capsys.readouterr()
-    assert "1 files, 64 bytes" in out and "xz" not in out
+    assert "1 file, 64 bytes" in out and "xz" not in out
 
 
 def test_runs_read_media_as_they_learned_it_or_as_asked(

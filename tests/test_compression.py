@@ -343,7 +343,7 @@ def test_samples_are_coded_as_samples_where_that_is_cheaper(tmp_path: Path, monk
     torch.manual_seed(0)
     model = Multiscale(config)
     monkeypatch.setattr(compression, "pays", lambda words, data: True)
-    monkeypatch.setattr(compression, "sampled_nats", lambda model, choice: float(len(choice) == 1))
+    monkeypatch.setattr(compression, "sampled_nats", lambda model, sample: float(not sample.header))
     archive = compress(model, data, segments=segments, lanes=3)
     assert [(count, mark) for count, mark, _, _ in unpack(archive)[0].layout] == [(1, 259), (1, 261)]
     assert decompress(model, archive) == data
@@ -356,7 +356,7 @@ def test_the_mark_is_that_of_the_content_unless_another_saves_much(
 ) -> None:
     latin = TEXT[:900].replace(b"easy", "schön".encode("latin-1"))
     costs: dict[str, float] = {}
-    monkeypatch.setattr(compression, "sampled_nats", lambda model, choice: costs.get(choice[0].modality, 1.0))
+    monkeypatch.setattr(compression, "sampled_nats", lambda model, sample: costs.get(sample.modality, 1.0))
     for data, cost, chosen in (
         (TEXT[:900], {}, "text"),
         (latin, {}, "bytes"),

@@ -412,11 +412,22 @@ def cheapest(model: Multiscale, data: bytes, segments: Sequence[Segment]) -> tup
     known = [m.name for m in model.config.modalities if (m.first_id, m.num_ids) == (0, 256)] or list(codecs.MARKS)
     usual = "text" if is_text(data) else "bytes"
     known.sort(key=lambda name: name != usual)
-    choices = [(Segment(modality=name, data=np.frombuffer(data, np.uint8)),) for name in known]
-    choices += [tuple(segments)] if segments else []
-    nats = [sampled_nats(model, choice) for choice in choices]
-    best = min(range(len(choices)), key=nats.__getitem__)
-    return choices[best if nats[best] < nats[0] * (1 - CLEARLY) else 0]
+    values = np.frombuffer(data, np.uint8)
+    whole = [Segment(modality=name, data=values) for name in known]
+    # The same place for all: what stands in the middle, whole where it is short.
+    parts = tuple(segments) or (whole[0],)
+    starts = np.cumsum([0, *(len(part.data) for part in parts)])
+    middle = int(starts.searchsorted(len(data) // 2, "right")) - 1
+    spare = max(0, len(parts[middle].data) - SAMPLE_BYTES)
+    first = spare // 2 // GRAIN * GRAIN
+    place = slice(int(starts[middle]) + first, int(starts[middle + 1]) - (spare - first))
+    samples = [replace(segment, data=values[place]) for segment in whole]
+    if segments:
+        samples.append(replace(parts[middle], data=parts[middle].data[first : first + place.stop - place.start]))
+    nats = [sampled_nats(model, sample) for sample in samples]
+    best = min(range(len(samples)), key=nats.__getitem__)
+    best = best if nats[best] < nats[0] * (1 - CLEARLY) else 0
+    return (whole[best],) if best < len(whole) else tuple(segments)
 
 
 def is_text(data: bytes) -> bool:
@@ -429,13 +440,9 @@ def is_text(data: bytes) -> bool:
 
 
 @torch.inference_mode()
-def sampled_nats(model: Multiscale, segments: Sequence[Segment]) -> float:
-    """What a byte costs in nats, in the longest segment's middle."""
-    segment, context = max(segments, key=lambda segment: len(segment.data)), coded_context(model)
-    room = max(1, min(SAMPLE_BYTES, context - 2 * MAX_HEADER_BYTES - model.config.span(0)))
-    begin = max(0, (len(segment.data) - room) // 2 // GRAIN * GRAIN)
-    ids, coded = lay_out(model, (replace(segment, data=segment.data[begin : begin + room]),), 1)
-    ids, coded = ids[:, :context], coded[:, :context]
+def sampled_nats(model: Multiscale, segment: Segment) -> float:
+    """What a byte of a segment costs in nats, as far as the context reaches."""
+    ids, coded = (x[:, : coded_context(model)] for x in lay_out(model, (segment,), 1))
     if not coded.any():  # the context is shorter than a header
         return math.inf
     nats = model.nats(torch.from_numpy(ids.astype(np.int64)).to(model.starts[0].device)).cpu().numpy()

@@ -21,8 +21,8 @@ def learning(model: Multiscale, rate: float, chunk: int | None = None) -> Iterat
     """Dynamic evaluation (arXiv 1709.07432): a model learns from what has been scored, as a compressor may.
 
     Gives a function that scores ids (B, T) as `Multiscale.nats` does, `chunk` at a time, of which `scored` (B, T) says
-    which count, and only then takes one step of Adam down their mean. At the end weights and gradients are what they were. Cost: four copies of
-    the weights.
+    which count, and only then takes one step of Adam down their mean. At the end weights and gradients are what they
+    were. Cost: four copies of the weights.
 
     Raises:
         ValueError: the rate is not above 0, or the model has no weights that learn.

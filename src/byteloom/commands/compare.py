@@ -151,8 +151,8 @@ def writes_text(model: Multiscale, run: dict[str, Any]) -> bool:
 def show(comparison: Comparison) -> None:
     """Prints the numbers as a table."""
     heads, rows = columns(comparison)
-    size = int(comparison.bytes.sum())
-    table = Table(*heads, title=f"{len(comparison.files):,} files, {size:,} bytes")
+    size, files = int(comparison.bytes.sum()), len(comparison.files)
+    table = Table(*heads, title=f"{files:,} file{'s' * (files != 1)}, {size:,} bytes")
     for column in table.columns[1:]:
         column.justify = "right"
     for entry, row in zip(comparison.entries, rows, strict=True):
