@@ -24,9 +24,10 @@ from test_loop import TEXT
 from test_multiscale import ONE, THREE, TWO
 
 import byteloom as package
-from byteloom import codecs, compression
+from byteloom import archives, codecs, compression
+from byteloom.archives import ArchiveError, segments_of, unpack
 from byteloom.codecs import media_from_dict
-from byteloom.compression import ArchiveError, compress, decompress, lane_borders, lay_out, segments_of, unpack
+from byteloom.compression import compress, decompress, lane_borders, lay_out
 from byteloom.documents import Document, Segment, to_ids
 from byteloom.evaluation import evaluate
 from byteloom.layers.modalities import EmbedderConfig
@@ -233,8 +234,8 @@ def test_forged_archives_never_give_wrong_bytes(model: Multiscale, monkeypatch: 
     data = TEXT[:150]
     archive = compress(model, data)
     refusals = set()
-    threads = compression.HEAD.size + compression.FIXED.size - 2  # a hundred of them would take their time
-    for place in {*range(compression.HEAD.size + 16, len(archive), 3)} - {threads}:
+    threads = archives.HEAD.size + archives.FIXED.size - 2  # a hundred of them would take their time
+    for place in {*range(archives.HEAD.size + 16, len(archive), 3)} - {threads}:
         forged = bytearray(archive)
         forged[place] ^= random.Random(place).randrange(1, 256)
         try:
@@ -250,26 +251,26 @@ def test_lengths_are_bounded_before_anything_is_made(model: Multiscale) -> None:
         ((1, 260, b"", 1 << 34),),
         ((1 << 34, 260, b"", 1),),
         ((1 << 20, 260, b"", 1),),
-        ((1, 260, b"", compression.MAX_BYTES),),
+        ((1, 260, b"", archives.MAX_BYTES),),
     ):
         with pytest.raises(ArchiveError, match="more than it can hold"):
-            unpack(compression.pack(dataclasses.replace(header, layout=layout), words))
+            unpack(archives.pack(dataclasses.replace(header, layout=layout), words))
     for change in ({"lanes": 0}, {"lanes": 601}, {"threads": 0}, {"context": 0}):
         with pytest.raises(ArchiveError, match="forged"):
-            unpack(compression.pack(dataclasses.replace(header, **change), words))
+            unpack(archives.pack(dataclasses.replace(header, **change), words))
     with pytest.raises(ArchiveError, match="damaged"):
-        unpack(compression.pack(dataclasses.replace(header, layout=((1, 260, bytes(17), 600),)), words))
+        unpack(archives.pack(dataclasses.replace(header, layout=((1, 260, bytes(17), 600),)), words))
     with pytest.raises(ArchiveError, match="a context of 1000"):
-        decompress(model, compression.pack(dataclasses.replace(header, context=1000), words))
+        decompress(model, archives.pack(dataclasses.replace(header, context=1000), words))
     with pytest.raises(ArchiveError, match="mark 300"):
-        decompress(model, compression.pack(dataclasses.replace(header, layout=((1, 300, b"", 600),)), words))
+        decompress(model, archives.pack(dataclasses.replace(header, layout=((1, 300, b"", 600),)), words))
     monster = struct.pack(">HHB", 999, 999, 3 << 4)
     with pytest.raises(ArchiveError, match="not as many as its header says"):
-        decompress(model, compression.pack(dataclasses.replace(header, layout=((1, 261, monster, 600),)), words))
+        decompress(model, archives.pack(dataclasses.replace(header, layout=((1, 261, monster, 600),)), words))
     with pytest.raises(ArchiveError, match="not an archive"):
         unpack(b"PK\x03\x04 something else")
     with pytest.raises(ArchiveError, match="format 9"):
-        unpack(compression.MAGIC + b"\x09" + bytes(100))
+        unpack(archives.MAGIC + b"\x09" + bytes(100))
 
 
 @pytest.mark.parametrize("options", [{"lanes": 0}, {"lanes": 1 << 16}, {"threads": 0}, {"threads": 256}], ids=str)
@@ -279,7 +280,7 @@ def test_senseless_options_are_refused(model: Multiscale, options: dict) -> None
 
 
 def test_lanes_are_bounded_by_what_they_see(model: Multiscale, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compression, "MAX_PLACES", 1000)
+    monkeypatch.setattr(archives, "MAX_PLACES", 1000)
     with pytest.raises(ValueError, match="take fewer lanes"):
         compress(model, TEXT[:5000], lanes=30)
 
@@ -320,7 +321,7 @@ def test_media_are_their_samples_only_where_the_file_comes_back(tmp_path: Path) 
     for path in sorted(tmp_path.iterdir()):
         data = path.read_bytes()
         segments = segments_of(path, data, media)
-        assert not segments or b"".join(map(compression.bare, segments)) == data
+        assert not segments or b"".join(map(archives.bare, segments)) == data
         found[path.name] = [segment.modality for segment in segments]
     assert found == {
         "a.png": [],
@@ -438,7 +439,7 @@ def test_every_mistake_is_one_line_and_leaves_nothing(
     ]
     header, _ = unpack(compress(Multiscale(WIDE), b"a" * 400))
     header = dataclasses.replace(header, stored=False, layout=((1, 260, b"", 400),))
-    (tmp_path / "other.bloom").write_bytes(compression.pack(header, bytes(80)))
+    (tmp_path / "other.bloom").write_bytes(archives.pack(header, bytes(80)))
     (tmp_path / "cut.bloom").write_bytes(compress(Multiscale(WIDE), TEXT[:300])[:-3])
     before = sorted(tmp_path.iterdir())
     for code, said, arguments in cases:

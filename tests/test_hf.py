@@ -134,7 +134,8 @@ def test_the_card_says_what_there_is(run: Path, folder: Path) -> None:
     rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     best = min(row["valid_bits_per_byte"] for row in rows if "valid_bits_per_byte" in row)
     assert f"at best {best:.3f}" in card
-    assert "text.txt: " in card and "library_name: transformers" in card and "- text" in card and '"learning_rate"' in card
+    for part in ("text.txt: ", "library_name: transformers", "- text", '"learning_rate"'):
+        assert part in card
     (code,) = [part.split("```")[0] for part in card.split("```python\n")[1:]]
     names: dict = {}
     exec(code.replace("THIS_FOLDER", str(folder)), names)

@@ -8,7 +8,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src" / "byteloom").rglob("*.py"))
-TESTED_TOGETHER = {"raw": "codecs", "text": "codecs", "checkpoint": "loop", "config": "multiscale", "__main__": "cli"}
+TESTED_TOGETHER = {
+    "raw": "codecs",
+    "text": "codecs",
+    "config": "multiscale",
+    "archives": "compression",
+    "__main__": "cli",
+}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)

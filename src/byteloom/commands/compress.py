@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from byteloom.archives import Precision, segments_of, unpack
 from byteloom.codecs import media_from_dict
 from byteloom.commands import UsageError, parse, write_report
-from byteloom.compression import Precision, compress, segments_of, unpack
+from byteloom.compression import compress
 from byteloom.documents import DataError
 from byteloom.evaluation import baselines
 from byteloom.models.store import load, read_run, write_atomically

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import tyro
 
+from byteloom.archives import ArchiveError, unpack
 from byteloom.commands import UsageError, parse, write_report
 from byteloom.commands.compress import check_free, read_input, shown, write_output
-from byteloom.compression import ArchiveError, decompress, unpack
+from byteloom.compression import decompress
 from byteloom.models.store import load
 
 
