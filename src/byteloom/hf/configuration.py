@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig
 
 from byteloom import __version__
-from byteloom.documents import BOS, EOS, PAD
+from byteloom.documents import BOS, EOS, PAD, VOCAB_SIZE
 from byteloom.hf.remote import AUTO_MAP, write_code
 from byteloom.models.config import ModelConfig
 from byteloom.models.store import config_from_dict
@@ -93,9 +93,9 @@ class ByteloomConfig(PreTrainedConfig):
     @property
     def bos_token_id(self) -> int | None:
         """BOS; None where the model knows bytes only."""
-        return BOS if self.vocab_size > BOS else None
+        return BOS if self.vocab_size >= VOCAB_SIZE else None
 
     @property
     def eos_token_id(self) -> int | None:
         """EOS; None where the model knows bytes only."""
-        return EOS if self.vocab_size > EOS else None
+        return EOS if self.vocab_size >= VOCAB_SIZE else None
