@@ -72,12 +72,13 @@ class ByteloomCache(Cache):
             due -= 1
             if due < keep:
                 found.append(self._logits())
-        return torch.cat(found, dim=1)
+        return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
     def _logits(self) -> Tensor:
         assert self.state is not None
         return self.state.logits.unsqueeze(1).clone()  # the next step writes over them
 
+    @torch.inference_mode()
     def _take_all(self, model: Multiscale) -> None:
         """A fresh state that has taken all columns, with room for as many ids as are asked for."""
         ids = torch.cat(self.columns, dim=1)
@@ -91,6 +92,7 @@ class ByteloomCache(Cache):
         model.prefill(native, lengths, self.state)
         self.cursors, self.num_taken, self.before = cursors, ids.shape[1], None
 
+    @torch.inference_mode()
     def _take(self, model: Multiscale, ids: Tensor) -> None:
         """One column (B,): an id of each row, none where it is PAD, and the PADs that the layout has around it."""
         assert self.state is not None
@@ -113,8 +115,10 @@ class ByteloomCache(Cache):
             return
         for turn in range(longest):
             rows = [row for row, queue in enumerate(queues) if len(queue) > turn]
-            values = torch.tensor([queues[row][turn] for row in rows], device=ids.device)
-            model.step(values, self.state, None if len(rows) == len(queues) else rows)
+            every = len(rows) == len(queues)
+            alone = every and longest == 1  # then these are the ids themselves
+            values = ids if alone else torch.tensor([queues[row][turn] for row in rows], device=ids.device)
+            model.step(values, self.state, None if every else rows)
 
     # -- what transformers asks of a cache ---------------------------------------------------------------------------
 
