@@ -204,7 +204,7 @@ def test_when_a_checkpoint_has_its_name_the_run_has_its_model(tmp_path: Path, mo
     def cut_off(folder: Path) -> None:
         raise OSError(errno.EIO, "what comes after the renaming")
 
-    monkeypatch.setattr("byteloom.train.checkpoint.sync_folder", cut_off)
+    monkeypatch.setattr("byteloom.train.checkpoint.sync", cut_off)
     model, optimizers = model_and_optimizers()
     saver = Saver(tmp_path, LOCAL, keep=2)
     save(saver, 1, model, optimizers)

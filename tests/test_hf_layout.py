@@ -89,9 +89,9 @@ def test_rows_of_a_batch_are_laid_out_as_alone() -> None:
 
 
 def test_what_cannot_be_laid_out_is_refused() -> None:
-    with pytest.raises(ValueError, match="has the ids 0 to 319"):
+    with pytest.raises(ValueError, match="hold 320; this model has the ids 0 to 319"):
         native_prompts(BY_STAGES[2], torch.tensor([[320]]))
-    with pytest.raises(ValueError, match="has the ids 0 to 319"):
+    with pytest.raises(ValueError, match="hold -1; this model has the ids 0 to 319"):
         native_sequences(BY_STAGES[2], torch.tensor([[-1]]))
     with pytest.raises(ValueError, match="side by side"):
         cursor_of(FUSED)

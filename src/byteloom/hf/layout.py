@@ -128,9 +128,11 @@ def compact_rows(config: ModelConfig, ids: Tensor) -> list[np.ndarray]:
     """The ids of each row (N,) without PADs. Raises ValueError for one that the model does not have."""
     host = ids.cpu().numpy()
     rows = [row[row != PAD] for row in host]
-    worst = max((int(row.max()) for row in rows if len(row)), default=0)
-    if worst >= config.vocab_size or any(len(row) and row.min() < 0 for row in rows):
-        raise ValueError(f"input_ids hold {worst}; this model has the ids 0 to {config.vocab_size - 1}, and 256 pads")
+    for value in (int(edge) for row in rows if len(row) for edge in (row.min(), row.max())):
+        if not 0 <= value < config.vocab_size:
+            raise ValueError(
+                f"input_ids hold {value}; this model has the ids 0 to {config.vocab_size - 1}, and 256 pads"
+            )
     return rows
 
 

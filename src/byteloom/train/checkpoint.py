@@ -12,7 +12,6 @@ place and renamed when it is on the disk, so one that has its name is whole. Not
 """
 
 import contextlib
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -41,6 +40,7 @@ from byteloom.models.store import (
     write_json,
     write_model,
 )
+from byteloom.shard_files import sync
 from byteloom.train.average import Average
 from byteloom.train.distributed import World
 from byteloom.train.optim import Optimizers
@@ -114,7 +114,7 @@ class Saver:
             # is left to do, and have an old model.
             write_model(self.run, read_pieces(partial, latest), config)
             partial.rename(folder)
-            sync_folder(folder.parent)
+            sync(folder.parent)
             for old in list_checkpoints(self.run)[: -self.keep]:
                 gone = old.rename(old.with_name(f".{old.name}.old.partial"))  # what has the name of one is whole
                 shutil.rmtree(gone)
@@ -330,12 +330,3 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     else:
         return {prefix.removesuffix("."): values}
     return {name: leaf for key, value in items for name, leaf in flatten(value, f"{prefix}{key}.").items()}
-
-
-def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
