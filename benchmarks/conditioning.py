@@ -115,11 +115,12 @@ def clips(suite: Path, split: str) -> Iterator[tuple[str, Segment, np.ndarray]]:
 
 
 def small_pictures() -> RunConfig:
-    """The recipe of pictures, for narrower ones: what it reads of the row of patches above is not so far back."""
+    """The recipe of pictures, for narrower ones: what is above is not so far back."""
     config, nearer = recipes.image_small(), 6 * (TILE - SIDE)
     *coarse, finest = config.model.stages
     finest = replace(finest, offsets=tuple(o - nearer if o > nearer else o for o in finest.offsets))
-    return replace(config, model=replace(config.model, stages=(*coarse, finest)))
+    narrow = tuple(replace(m, predictor=replace(m.predictor, width=SIDE)) for m in config.model.modalities)
+    return replace(config, model=replace(config.model, stages=(*coarse, finest), modalities=narrow))
 
 
 @dataclass(frozen=True)

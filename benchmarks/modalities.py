@@ -254,7 +254,8 @@ def main(options: Options) -> None:
         elif part == "raster":
             near = [n for n in recipes.image_small().model.stages[1].offsets if n < min(ROW_BEFORE)]
             offsets = ("--model.stages.1.offsets", *near, *ROW_BEFORE)
-            figures.run(part, "image-small", (part,), "--max-bytes", figures.bytes_seen("image"), *offsets)
+            rows = ("--model.modalities.0.predictor.side", 1)
+            figures.run(part, "image-small", (part,), "--max-bytes", figures.bytes_seen("image"), *offsets, *rows)
         else:
             figures.run(part, SOURCES[part].recipe, (part,), "--max-seconds", options.seconds)
 

@@ -100,6 +100,7 @@ KINDS = {
     "code": Kind(recipe="code-small", patch_size=4),
     "image": Kind(recipe="image-small", patch_size=12, llama_parts=4),
     "audio": Kind(recipe="audio-small", patch_size=8, llama_parts=2),
+    "audio:pcm16": Kind(recipe="audio16-small", patch_size=8, llama_parts=2),
 }
 
 
@@ -182,7 +183,7 @@ def open_task(suite: Path, name: str) -> Task:
         raise DataError(f"{name}: a set begins with {', '.join(KINDS)}; only audio can end with :pcm16")
     if not (folder / "meta.json").exists():
         raise DataError(f"{folder}: holds no meta.json; build the set with benchmarks/suite.py")
-    kind, meta = KINDS[known], json.loads((folder / "meta.json").read_text())
+    kind, meta = KINDS[known + (coding and f":{coding}")], json.loads((folder / "meta.json").read_text())
     run, grid, modality = recipes.by_name(kind.recipe), {}, None
     if known == "image":
         if meta["shape"] != [32, 32, 3]:
@@ -192,7 +193,7 @@ def open_task(suite: Path, name: str) -> Task:
         modality = "image"
         grid = {"given": picture.patch**2 * 3, "lead": math.prod(picture.shape), "aligned": True}
     if known == "audio":
-        sound = dataclasses.replace(run.media.audio, raw_rate=meta["rate"], coding=coding or "mulaw")
+        sound = dataclasses.replace(run.media.audio, raw_rate=meta["rate"])
         run = dataclasses.replace(run, media=dataclasses.replace(run.media, audio=sound))
         sample = 2 if coding else 1
         grid = {"given": sample, "lead": sample}

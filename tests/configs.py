@@ -1,10 +1,13 @@
 """Random models: a hypothesis strategy over every field of every config, and weights that hide nothing."""
 
+from dataclasses import replace
+
 import torch
 from hypothesis import strategies as st
 
 from byteloom.layers.continuous import InputConfig
 from byteloom.layers.modalities import EmbedderConfig, StreamConfig
+from byteloom.layers.prediction import PredictorConfig
 from byteloom.models.config import ModalityConfig, ModelConfig, StageConfig
 from byteloom.models.multiscale import Multiscale
 
@@ -12,7 +15,8 @@ VARIED_STAGE = {
     "dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "position", "rope_base", "max_positions", "norm",
     "norm_eps", "qk_norm", "mlp", "mlp_ratio", "attention_bias", "mlp_bias", "token_shift", "dropout", "window",
     "zero_init", "residual_scalars", "patch_size", "embed_dim", "projection", "patch_norm", "patch_norm_eps",
-    "conv_kernels", "offsets", "embed_bias", "expand", "expand_bias", "cross_patch",
+    "conv_kernels", "offsets", "ngrams", "ngram_rows", "ngram_dim", "embed_bias", "expand", "expand_bias",
+    "cross_patch",
 }  # fmt: skip
 VARIED_EMBEDDER = {
     "kind", "bottleneck", "pooling", "dropout", "positions", "streams", "fuse", "stream_dropout",
@@ -29,6 +33,14 @@ MODALITIES = (
     ModalityConfig(name="image", mark=261),
     ModalityConfig(name="codes", mark=280, first_id=320, num_ids=10),
 )
+
+
+PREDICTORS = (
+    PredictorConfig(),
+    PredictorConfig(guess="picture", width=2),
+    PredictorConfig(guess="picture", channels=1, width=4, side=2),
+)
+"""How bytes may be guessed."""
 
 
 @st.composite
@@ -72,6 +84,9 @@ def models(draw: st.DrawFn, late_parent: bool | None = None, kind: str | None = 
             "residual_scalars": draw(st.booleans()),
             "conv_kernels": () if kind == "fusion" else draw(st.sampled_from([(), (), (3, 5, 7), (2,)])),
             "offsets": () if kind == "fusion" else draw(st.sampled_from([(), (2,), (3, 5)])),
+            "ngrams": () if kind == "fusion" else draw(st.sampled_from([(), (2,), (3, 5)])),
+            "ngram_rows": draw(st.sampled_from([7, 40])),
+            "ngram_dim": draw(st.sampled_from([3, 8])),
             "patch_norm": draw(st.sampled_from(["none", "rms", "layer"])),
             "patch_norm_eps": draw(st.sampled_from([1e-6, 1e-5])),
             "expand_bias": draw(st.booleans()),
@@ -105,6 +120,11 @@ def models(draw: st.DrawFn, late_parent: bool | None = None, kind: str | None = 
         stages.append(StageConfig(**fields))
     streams = draw(fused_streams(patch_sizes)) if kind == "fusion" else ()
     modalities = () if kind == "fusion" or late or (kind == "plain" and draw(st.booleans())) else MODALITIES
+    predictors = [draw(st.sampled_from(PREDICTORS)) for _ in modalities[:2]]
+    modalities = (
+        *(replace(modality, predictor=predictor) for modality, predictor in zip(modalities, predictors, strict=False)),
+        *modalities[2:],
+    )
     apart = bool(modalities or streams) and draw(st.booleans())
     return ModelConfig(
         stages=tuple(stages),

@@ -26,7 +26,8 @@ from byteloom.models.store import save
 
 TINY = (
     "--model.stages.0.dim 32 --model.stages.0.num-layers 1 --model.stages.0.num-heads 2 --model.stages.1.dim 16 "
-    "--model.stages.1.num-layers 1 --model.stages.1.num-heads 2 --model.context 64 --precision fp32"
+    "--model.stages.1.num-layers 1 --model.stages.1.num-heads 2 --model.stages.1.ngram-rows 101 --model.context 64 "
+    "--precision fp32"
 ).split()
 
 

@@ -62,8 +62,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--device",
         "cpu",
     ]
-    stages = ["--model.stages.0.dim", "64", "--model.stages.1.dim", "64", "--model.stages.1.num-layers", "2"]
-    cli.main(["train", "text-small", "--data", str(home / "text.txt"), "--out", str(out), *options, *stages])
+    finest = "--model.stages.1.dim 64 --model.stages.1.num-layers 2 --model.stages.1.ngram-rows 1009".split()
+    options += ["--model.stages.0.dim", "64", *finest]
+    cli.main(["train", "text-small", "--data", str(home / "text.txt"), "--out", str(out), *options])
     return out
 
 

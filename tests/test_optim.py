@@ -1,12 +1,15 @@
 """Optimizers: who updates what, the schedule, and state that goes out and comes back."""
 
+import dataclasses
 import math
 
+import configs
 import pytest
 import torch
 from test_multiscale import TWO, random_ids
 
 from byteloom.models.multiscale import Multiscale
+from byteloom.train.acceleration import accelerated
 from byteloom.train.optim import Muon, OptimConfig, Optimizers, is_matrix, learning_rate_at, orthogonal
 
 
@@ -18,6 +21,26 @@ def test_muon_takes_the_matrices_inside_and_adamw_the_rest() -> None:
     optimizers = Optimizers(model, OptimConfig())
     held = [p for optimizer, _ in optimizers.peaks for group in optimizer.param_groups for p in group["params"]]
     assert {id(p) for p in held} == {id(p) for p in model.parameters()} and len(held) == len(set(map(id, held)))
+
+
+def test_tables_of_strings_learn_the_same_from_sparse_and_from_dense_gradients() -> None:
+    finest = dataclasses.replace(TWO.stages[-1], ngrams=(2, 3), ngram_rows=50, ngram_dim=4)
+    config = dataclasses.replace(TWO, stages=(*TWO.stages[:-1], finest))
+    models = [configs.build(config), configs.build(config)]
+    optimizers = [Optimizers(model, OptimConfig(weight_decay=0.1), "fp32") for model in models]
+    (table,) = models[1].string_tables
+    before = table.weight.detach().clone()
+    for i in range(3):
+        for model, optimizer in zip(models, optimizers):
+            with accelerated(model, False, sparse=model is models[1]):
+                for part in random_ids(4, 16, seed=i).split(2):  # gradients of two batches make one update
+                    model.loss(part, chunk=16).nats.backward()
+                assert table.weight.grad is None or table.weight.grad.is_sparse
+                optimizer.step(0.5)
+    for (name, a), b in zip(models[0].named_parameters(), models[1].parameters()):
+        torch.testing.assert_close(a, b, msg=name)
+    met = torch.cat([table.weight[row : row + 1] != before[row : row + 1] for row in range(100)]).any(-1)
+    assert 10 < int(met.sum()) < 100  # the others are as they were
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])
@@ -116,7 +139,15 @@ def test_gradients_are_clipped_and_cleared() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"learning_rate": 0.0}, {"clip": -1.0}, {"warmup": 2.0}, {"final": -0.1}, {"betas": (1.0, 0.9)}]
+    "fields",
+    [
+        {"learning_rate": 0.0},
+        {"table_learning_rate": 0.0},
+        {"clip": -1.0},
+        {"warmup": 2.0},
+        {"final": -0.1},
+        {"betas": (1.0, 0.9)},
+    ],
 )
 def test_senseless_settings_are_refused_by_name(fields: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(fields))):

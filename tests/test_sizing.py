@@ -84,20 +84,24 @@ def test_parameters_and_caches_are_exact(config: ModelConfig) -> None:
     model = Multiscale(config)
     assert sum(cost.parameters for cost in stage_costs(config)) == sum(p.numel() for p in model.parameters())
     state = model.start(2, config.context)
-    held = [state.ids, state.logits, *state.parents, *(x for x in (state.kinds, state.since) if x is not None)]
+    tags = (state.kinds, state.since, state.distances, state.predicted)
+    held = [state.ids, state.logits, *state.parents, *(x for x in tags if x is not None)]
     for stack in state.stacks:
         held += stack.tensors()
     assert memory(config, batch_size=2)["caches"] == sum(tensor.nbytes for tensor in held)
 
 
+@pytest.mark.parametrize("ngrams", [(), (2, 3)])
 @pytest.mark.parametrize("name", ["muon", "adamw"])
-def test_the_optimizers_memory_is_what_it_holds(name: str) -> None:
-    model = Multiscale(TWO)
+def test_the_optimizers_memory_is_what_it_holds(name: str, ngrams: tuple[int, ...]) -> None:
+    finest = dataclasses.replace(TWO.stages[-1], ngrams=ngrams, ngram_rows=9)
+    config = dataclasses.replace(TWO, stages=(*TWO.stages[:-1], finest))
+    model = Multiscale(config)
     optimizers = Optimizers(model, OptimConfig(optimizer=name))
     model.loss(torch.zeros(1, 8, dtype=torch.long)).nats.backward()
     optimizers.step(0.5)
     held = sum(tensor.nbytes for key, tensor in optimizers.tensors().items() if not key.endswith(":step"))
-    assert memory(TWO, optimizer=name)["optimizer"] == held
+    assert memory(config, optimizer=name)["optimizer"] == held
 
 
 def test_activations_are_what_autograd_keeps() -> None:

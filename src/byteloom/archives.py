@@ -164,11 +164,16 @@ def check_places(header: Header, size: int) -> None:
 def checked(data: bytes, header: Header) -> bytes:
     """Data, if they are what the header says. Raises ArchiveError."""
     if hashlib.sha256(data).digest()[: len(header.content)] != header.content:
-        raise ArchiveError(
-            "what came out is not the file that went in, and is thrown away: the archive is damaged, or this machine "
-            f"computes other numbers than that where it was made ({header.environment}); open it there"
-        )
+        raise other_content(header)
     return data
+
+
+def other_content(header: Header) -> ArchiveError:
+    """What there is to say where decoding gave other bytes than were coded, or could not go on."""
+    return ArchiveError(
+        "what came out is not the file that went in, and is thrown away: the archive is damaged, or this machine "
+        f"computes other numbers than that where it was made ({header.environment}); open it there"
+    )
 
 
 def pack_layout(layout: Sequence[tuple[int, int, bytes, int]]) -> bytes:

@@ -33,6 +33,7 @@ from byteloom.archives import (
     check_places,
     checked,
     layout_of,
+    other_content,
     pack,
     segments_in,
     unpack,
@@ -182,7 +183,10 @@ def decompress(model: Multiscale, archive: bytes, *, progress: Progress | None =
             )
 
         def decode(step: int, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
-            return decoder.decode(family, counts)
+            try:
+                return decoder.decode(family, counts)
+            except AssertionError:  # so constriction says that no byte has this code
+                raise other_content(header) from None
 
         run(model, header, ids, coded, decode, progress)
     ends = np.cumsum([len(segment.data) for segment in segments])[:-1]

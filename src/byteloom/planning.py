@@ -319,7 +319,7 @@ def take_step(run: RunConfig, cluster: Cluster, rows: int, precision: str, again
             reduce_gradients(model, last)
             watch.collectives = []
             with (
-                accelerated(model, False, again.recompute),
+                accelerated(model, False, again.recompute, sparse=False),
                 torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
             ):
                 loss = model.loss(ids, chunk=chunk)

@@ -15,6 +15,7 @@ from byteloom.codecs.audio import AudioConfig
 from byteloom.codecs.image import ImageConfig
 from byteloom.codecs.video import VideoConfig
 from byteloom.layers.modalities import EmbedderConfig
+from byteloom.layers.prediction import PredictorConfig
 from byteloom.models.config import ModalityConfig, ModelConfig, StageConfig
 from byteloom.train.loop import RunConfig, TrainConfig
 from byteloom.train.optim import OptimConfig
@@ -23,18 +24,18 @@ Recipe = Callable[[], RunConfig]
 
 
 def text_small() -> RunConfig:
-    """Text in any script, 10 minutes on 2 cores: patches of 4, a byte stage with a window of 32."""
+    """Text in any script, 10 minutes on 2 cores: patches of 4, a byte stage with a window of 32 and hashed strings."""
     return RunConfig(
         model=ModelConfig(
             stages=(
-                StageConfig(dim=256, num_layers=2, num_heads=4, patch_size=4, token_shift=True),
-                StageConfig(dim=128, num_layers=4, num_heads=2, window=32, token_shift=True),
+                StageConfig(dim=256, num_layers=1, num_heads=4, patch_size=4, token_shift=True),
+                StageConfig(dim=128, num_layers=2, num_heads=2, window=32, token_shift=True, **STRINGS),
             ),
             context=1024,
             init_std=0.08,
         ),
         optim=OptimConfig(warmup=0.05),
-        train=TrainConfig(batch_size=4, max_seconds=600),
+        train=TrainConfig(batch_size=8, max_seconds=600),
     )
 
 
@@ -91,6 +92,21 @@ def audio_base() -> RunConfig:
 def audio_large() -> RunConfig:
     """Sound in 8-bit mu-law on large GPUs: the shape of audio-small, 150M parameters."""
     return _samples(AUDIO, (1024, 10), (768, 3), (512, 4), batch_size=32, learning_rate=1e-3, max_seconds=86400)
+
+
+def audio16_small() -> RunConfig:
+    """Sound in 16-bit samples, 10 minutes on 2 cores: patches of 2 and 16 samples."""
+    return _samples(AUDIO16, (192, 2), (128, 1), (128, 1), batch_size=2)
+
+
+def audio16_base() -> RunConfig:
+    """Sound in 16-bit samples on one GPU: the shape of audio16-small, 17M parameters."""
+    return _samples(AUDIO16, (512, 6), (384, 3), (256, 3), batch_size=16, learning_rate=2e-3, max_seconds=3600)
+
+
+def audio16_large() -> RunConfig:
+    """Sound in 16-bit samples on large GPUs: the shape of audio16-small, 150M parameters."""
+    return _samples(AUDIO16, (1024, 10), (768, 3), (512, 4), batch_size=32, learning_rate=1e-3, max_seconds=86400)
 
 
 def video_small() -> RunConfig:
@@ -248,9 +264,10 @@ def by_name(name: str) -> RunConfig:
     return NAMES[name]()
 
 
-def modalities(*names: str) -> tuple[ModalityConfig, ...]:
-    """Modalities of files, by the names of their codecs, as a model tells them apart."""
-    return tuple(ModalityConfig(name=name, mark=MARKS[name]) for name in names)
+def modalities(*names: str, **predictors: PredictorConfig) -> tuple[ModalityConfig, ...]:
+    """Modalities of files, by the names of their codecs, as a model tells them apart, and how bytes are guessed."""
+    none = PredictorConfig()
+    return tuple(ModalityConfig(name=name, mark=MARKS[name], predictor=predictors.get(name, none)) for name in names)
 
 
 def _grown(
@@ -259,11 +276,12 @@ def _grown(
 ) -> RunConfig:  # fmt: skip
     """The shape of text-small at another size."""
     common: dict[str, Any] = {"token_shift": True}
+    strings = STRINGS | {"ngram_rows": 1 << 18}
     return RunConfig(
         model=ModelConfig(
             stages=(
                 StageConfig(dim=coarse, num_layers=coarse_layers, num_heads=coarse // 64, patch_size=4, **common),
-                StageConfig(dim=fine, num_layers=fine_layers, num_heads=fine // 64, window=window, **common),
+                StageConfig(dim=fine, num_layers=fine_layers, num_heads=fine // 64, window=window, **common, **strings),
             ),
             context=context,
         ),
@@ -272,12 +290,17 @@ def _grown(
     )
 
 
+STRINGS: dict[str, Any] = {"ngrams": (2, 3, 4, 5, 6, 8), "ngram_rows": 1 << 17, "ngram_dim": 32}
+"""What recipes of text look up."""
+PIXELS = PredictorConfig(guess="picture", width=32, side=2)
+FRAMES = PredictorConfig(guess="picture", width=64, side=2)
+"""How pixels are guessed."""
 IMAGE: dict[str, Any] = {
     "patches": (12,),
     "window": 16,
     "offsets": (2, 3, 6, 9, 186, 192),  # in the patch, in the one beside it and in the one above
     "context": 3084,  # a picture and what stands before it
-    "modalities": modalities("image"),
+    "modalities": modalities("image", image=PIXELS),
     "embedder": EmbedderConfig(kind="universal"),
 }
 """What recipes of pictures share."""
@@ -289,13 +312,15 @@ AUDIO: dict[str, Any] = {
     "modalities": modalities("audio"),
     "embedder": EmbedderConfig(kind="universal"),
 }
-"""What recipes of sound share."""
+"""What recipes of sound in mu-law share."""
+AUDIO16 = AUDIO | {"coding": "pcm16"}
+"""What recipes of sound in 16-bit samples share."""
 VIDEO: dict[str, Any] = {
     "patches": (12,),
     "window": 16,
     "offsets": (2, 3, 6, 9, 378, 384),  # as in pictures
     "context": 3072,  # a quarter of a frame: at this budget more steps are worth more than the frame before
-    "modalities": modalities("video"),
+    "modalities": modalities("video", video=FRAMES),
     "embedder": EmbedderConfig(kind="universal"),
 }
 """What recipes of video share."""
@@ -304,7 +329,7 @@ MIXED: dict[str, Any] = {
     "window": 32,
     "offsets": (2, 3, 6, 9, 186, 192),
     "context": 3072,
-    "modalities": modalities("text", "image", "audio"),
+    "modalities": modalities("text", "image", "audio", image=PIXELS),
     "embedder": EmbedderConfig(kind="specific"),
     "heads": "by_modality",
 }
@@ -343,7 +368,7 @@ def _samples(
         train=TrainConfig(batch_size=batch_size, max_seconds=max_seconds),
         media=MediaConfig(
             image=ImageConfig(scan="patch", patch=2, channels="rgb"),
-            audio=AudioConfig(coding="mulaw", mono=True),
+            audio=AudioConfig(coding=kind.get("coding", "mulaw"), mono=True),
             video=VideoConfig(scan="patch", patch=2, channels="rgb"),
         ),
     )

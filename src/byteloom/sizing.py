@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from byteloom.models.config import ModelConfig, StageConfig
 from byteloom.models.multiscale import Multiscale
-from byteloom.train.optim import is_matrix
+from byteloom.train.optim import is_matrix, is_table
 
 SMALLEST_CHUNK = 1024
 """Bytes of a batch: smaller chunks save next to nothing and keep the cores waiting."""
@@ -109,6 +109,7 @@ def stage_costs(config: ModelConfig, context: int | None = None) -> list[StageCo
 
 PARTS = {
     "tables": (".table.", ".others."),
+    "tables of strings": (".strings.",),
     "attention": (".attention.",),
     "MLP": (".mlp.",),
     "heads": ("head",),
@@ -141,18 +142,20 @@ def memory(
     """Bytes of memory: `weights`, `gradients`, `optimizer`, `activations` of training, `caches` of generation.
 
     Activations are what autograd keeps for the backward pass of one batch, counted on a run with fake tensors; what is
-    needed for a moment only comes on top. Weights are kept in fp32 for training; caches are in fp32.
+    needed for a moment only comes on top. Weights are kept in fp32 for training; caches are in fp32. Of tables of
+    strings a single process has gradients for the rows that a batch reaches, which are not counted.
     """
     context = context or config.context
     model = build(config)
     parameters = sum(p.numel() for p in model.parameters())
+    tables = sum(p.numel() for name, p in model.named_parameters() if is_table(name))
     matrices = 0
     if optimizer == "muon":
         matrices = sum(p.numel() for name, p in model.named_parameters() if is_matrix(name, p))
     return {
         "weights": 4 * parameters,
-        "gradients": 4 * parameters,
-        "optimizer": 4 * (2 * (parameters - matrices) + matrices),
+        "gradients": 4 * (parameters - tables),
+        "optimizer": 4 * (2 * parameters - matrices - tables),
         "activations": activations(config, context, batch_size, precision),
         "caches": caches(model, context, batch_size),
     }

@@ -229,7 +229,8 @@ class ByteloomForCausalLM(PreTrainedModel, GenerationMixin):
         if layers is not None and "seen" in layers:
             layers["fine"] = tuple(take(x, following) for x in (*layers["seen"], h))
             layers["coarse"] = tuple(layers["stages"])
-        return model.logits(take(h, places), None if tagged.kinds is None else tagged.kinds.gather(1, places))
+        tagged = tagged.map(lambda x: x.gather(1, places))
+        return model.logits(take(h, places), tagged.kinds, tagged.predictions)
 
     @contextlib.contextmanager
     def watched(self, wanted: bool) -> Iterator[dict[str, Any]]:

@@ -122,11 +122,13 @@ class Tagged:
     """Ids (B, L) with what the ids before each say of it; a model of one kind needs no tags."""
 
     ids: Tensor
-    """(B, L)."""
+    """(B, L), bytes with a prediction as their distance from it."""
     kinds: Tensor | None = None
     """(B, L): index of the kind in force before each position."""
     since: Tensor | None = None
     """(B, L): how many ids of the segment's data stand before it."""
+    predictions: Tensor | None = None
+    """(B, L): what was taken from each byte, modulo 256."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Tagged":
         """The same change made to all of them."""
@@ -134,6 +136,7 @@ class Tagged:
             change(self.ids),
             None if self.kinds is None else change(self.kinds),
             None if self.since is None else change(self.since),
+            None if self.predictions is None else change(self.predictions),
         )
 
 
@@ -261,21 +264,26 @@ class ModalEmbedder(nn.Module):
         others = (
             first.gather_others(ids, halo, real).flatten(0, 1) if first.offsets else ids.new_empty(kinds.shape[0], 0)
         )
+        strings = ids.new_empty(kinds.shape[0], 0)
+        if first.strings is not None:
+            strings = first.hash_strings(ids, halo, real).flatten(0, 1)
         seen = torch.ones_like(ids, dtype=torch.bool) if real is None else real
         edge = first.reach - halo  # of the ids that convolutions reach: those that are missing, or not needed
         size = first.reach + self.span
         windows, shown = (F.pad(x, (edge, 0)).unfold(1, size, self.span).flatten(0, 1) for x in (ids, seen))
 
-        def own(kind: int) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        def own(kind: int) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
             part, ids_of = self.parts[kind], self.kinds[kind]
 
-            def embed(ids: Tensor, real: Tensor, others: Tensor) -> Tensor:
+            def embed(ids: Tensor, real: Tensor, others: Tensor, strings: Tensor) -> Tensor:
                 far = ids_of.own(others).unsqueeze(1) if part.offsets else None
-                return part(ids_of.own(ids), part.reach, real if part.reach else None, others=far).squeeze(1)
+                hashes = strings.unsqueeze(1) if part.ngrams else None
+                shown = real if part.reach else None
+                return part(ids_of.own(ids), part.reach, shown, others=far, hashes=hashes).squeeze(1)
 
             return embed
 
-        return through_kinds(kinds, [own(kind) for kind in range(len(self.parts))], windows, shown, others)
+        return through_kinds(kinds, [own(kind) for kind in range(len(self.parts))], windows, shown, others, strings)
 
 
 class FusedEmbedder(nn.Module):

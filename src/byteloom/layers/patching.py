@@ -20,6 +20,8 @@ from byteloom.losses import VOCABULARY
 Expand = Literal["linear", "slice"]
 Pooling = Literal["concat", "attention"]
 PatchNorm = Literal["none", "rms", "layer"]
+HASHES, MULTIPLIER = 2**31 - 1, 1_540_483_477
+"""Of strings: a polynomial modulo a prime, in which no product exceeds 63 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,13 @@ class PatchConfig:
     offsets: tuple[int, ...] = ()
     """How many positions back there are others whose bytes are read too, beside those of the last one: in pictures such
     as the pixel above (2 and more)."""
+    ngrams: tuple[int, ...] = ()
+    """Lengths of strings of bytes that end with a position's last byte. The hash of each is looked up in a table of its
+    own (as in BLT, arXiv 2412.09871, section 3.2.1): what often follows a string is learned the first few times."""
+    ngram_rows: int = 65536
+    """Rows of each of these tables; strings whose hashes fall together share one."""
+    ngram_dim: int = 32
+    """Width of these vectors, which side by side are projected to dim."""
     embed_bias: bool = False
     """A bias in the projection."""
     expand: Expand = "linear"
@@ -59,6 +68,12 @@ class PatchConfig:
             raise ValueError(f"{name}.conv_kernels is {self.conv_kernels}; each must be at least 1")
         if any(offset < 2 for offset in self.offsets):
             raise ValueError(f"{name}.offsets is {self.offsets}; each must be at least 2: the last is always read")
+        if any(length < 2 for length in self.ngrams) or list(self.ngrams) != sorted(set(self.ngrams)):
+            raise ValueError(f"{name}.ngrams is {self.ngrams}; they must be lengths of at least 2, rising")
+        if not 1 <= self.ngram_rows <= HASHES:
+            raise ValueError(f"{name}.ngram_rows is {self.ngram_rows}; it must be from 1 to {HASHES}")
+        if self.ngram_dim < 1:
+            raise ValueError(f"{name}.ngram_dim is {self.ngram_dim}; it must be at least 1")
         if self.expand == "slice" and self.patch_size and dim % self.patch_size:
             raise ValueError(f'{name}.expand "slice" needs patch_size {self.patch_size} to divide dim {dim}')
         if self.projection is False and self.patch_norm != "none":
@@ -115,7 +130,8 @@ class PatchEmbedder(nn.Module):
         self.convolutions = cast(list[nn.Conv1d], nn.ModuleList(convolutions))
         self.reach = sum(kernel - 1 for kernel in config.conv_kernels)
         self.offsets = config.offsets
-        self.halo = max(self.reach, (max(self.offsets, default=1) - 1) * span)
+        self.ngrams, self.ngram_rows = config.ngrams, config.ngram_rows
+        self.halo = max(self.reach, (max(self.offsets, default=1) - 1) * span, max(self.ngrams, default=0) - span)
         width, self.pool, self.project_down = span * embed_dim, None, None
         if pooling == "attention" and span > 1:
             self.pool = AttentionPool(span, embed_dim)
@@ -132,14 +148,21 @@ class PatchEmbedder(nn.Module):
             self.others = nn.Embedding(vocab_size * len(self.offsets), dim)
         elif self.offsets:
             self.project_others = Linear(len(self.offsets) * span * embed_dim, dim, bias=False)
+        self.strings = None
+        if self.ngrams:
+            self.strings = nn.Embedding(self.ngram_rows * len(self.ngrams), config.ngram_dim)
+            self.project_strings = Linear(len(self.ngrams) * config.ngram_dim, dim, bias=False)
 
     @torch.no_grad()
     def init_bytes(self, std: float, waves: float | None) -> None:
-        """Scale vectors that are summed to the length of one, and with `waves` draw those of bytes anew.
+        """Scale vectors that are summed to the length of one, and with `waves` draw those of bytes anew. Strings are
+        zero, so that those never met say nothing.
 
         Then channel i of byte v is sqrt(2) std cos(2 pi (f_i v / 256 + phase_i)), with frequencies between a quarter
         and `waves`, even on a log scale: near values begin as near vectors, and are still told apart.
         """
+        if self.strings is not None:
+            nn.init.zeros_(self.strings.weight)
         scale = len(self.offsets) ** -0.5 if self.offsets else 1.0
         tables = [(self.table.weight, 1, 1.0)]
         if self.offsets and self.span == 1:
@@ -161,13 +184,16 @@ class PatchEmbedder(nn.Module):
     def matrices(self) -> list[nn.Module]:
         """What a patch is multiplied with after its bytes were looked up."""
         others = self.project_others if self.offsets and self.span > 1 else None
-        return [module for module in (self.pool, self.project_down, self.project, others) if module is not None]
+        strings = self.project_strings if self.strings is not None else None
+        modules = (self.pool, self.project_down, self.project, others, strings)
+        return [module for module in modules if module is not None]
 
     @property
     def products(self) -> int:
         """Multiplications a patch, convolutions left out."""
         layers = [layer for layer in (self.project_down, self.project) if isinstance(layer, nn.Linear)]
         layers += [self.project_others] if self.offsets and self.span > 1 else []
+        layers += [self.project_strings] if self.strings is not None else []
         size = self.table.embedding_dim
         pooled = 0 if self.pool is None else 2 * self.span * size * (size + AttentionPool.NUM_QUERIES)
         return pooled + sum(layer.in_features * layer.out_features for layer in layers)
@@ -180,14 +206,18 @@ class PatchEmbedder(nn.Module):
         kinds: Tensor | None = None,
         since: Tensor | None = None,
         others: Tensor | None = None,
+        hashes: Tensor | None = None,
     ) -> Tensor:
         """ids (B, halo + K * span) -> (B, K, D). The first `halo` bytes are only read by the convolutions.
 
         `real` (B, halo + K * span) is False where the sequence has not begun yet. `others` are those of
-        `gather_others`, where ids do not reach back so far. The rest is for embedders that tell modalities apart.
+        `gather_others` and `hashes` those of `hash_strings`, where ids do not reach back so far. The rest is for
+        embedders that tell modalities apart.
         """
         if self.offsets and others is None:
             others = self.gather_others(ids, halo, real)
+        if self.strings is not None and hashes is None:
+            hashes = self.hash_strings(ids, halo, real)
         skipped = max(halo - self.reach, 0)
         ids, halo, real = ids[:, skipped:], halo - skipped, None if real is None else real[:, skipped:]
         x = self.table(ids)
@@ -200,14 +230,33 @@ class PatchEmbedder(nn.Module):
         x = rearrange(x[:, halo:], "b (k p) e -> b k p e", p=self.span)
         x = self.norm_in(x.flatten(-2) if self.pool is None else self.pool(x))
         x = self.norm_out(self.project(x if self.project_down is None else self.project_down(x)))
-        return self.dropout(x if others is None else x + self.embed_others(others))
+        if others is not None:
+            x = x + self.embed_others(others)
+        if self.strings is not None and hashes is not None:
+            x = x + self.project_strings(self.strings(hashes).flatten(2))
+        return self.dropout(x)
+
+    def behind(self, ids: Tensor, halo: int, real: Tensor | None) -> Tensor:
+        """The ids with all of the embedder's halo before them: PAD where there is nothing yet."""
+        if real is not None:
+            ids = ids.masked_fill(~real, VOCABULARY.pad_id)
+        return F.pad(ids, (max(self.halo - halo, 0), 0), value=VOCABULARY.pad_id)
+
+    def hash_strings(self, ids: Tensor, halo: int, real: Tensor | None) -> Tensor:
+        """The rows (B, K, ngrams) of the strings that end with each patch's last byte."""
+        length, ids = ids.shape[1] - halo, self.behind(ids, halo, real)
+        end, code, rows = ids.shape[1], 0, []
+        for back in range(self.ngrams[-1]):
+            code = (
+                code * MULTIPLIER + ids[:, end - length - back + self.span - 1 : end - back : self.span] + 1
+            ) % HASHES
+            if back + 1 in self.ngrams:
+                rows.append(code % self.ngram_rows + len(rows) * self.ngram_rows)
+        return torch.stack(rows, dim=-1)
 
     def gather_others(self, ids: Tensor, halo: int, real: Tensor | None) -> Tensor:
         """The ids that stand `offsets` back of each patch, (B, K, offsets, P); PAD where there are none yet."""
-        if real is not None:
-            ids = ids.masked_fill(~real, VOCABULARY.pad_id)
-        length = ids.shape[1] - halo
-        ids = F.pad(ids, (max(self.halo - halo, 0), 0), value=VOCABULARY.pad_id)
+        length, ids = ids.shape[1] - halo, self.behind(ids, halo, real)
         end = ids.shape[1]
         backs = [(offset - 1) * self.span for offset in self.offsets]
         return rearrange(

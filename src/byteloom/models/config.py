@@ -10,6 +10,7 @@ from typing import Literal
 from byteloom.layers.continuous import InputConfig
 from byteloom.layers.modalities import EmbedderConfig, Kind
 from byteloom.layers.patching import PatchConfig
+from byteloom.layers.prediction import PredictorConfig
 from byteloom.layers.transformer import BlockConfig
 from byteloom.losses import VOCABULARY
 
@@ -31,6 +32,8 @@ class ModalityConfig:
     """How many ids its data have."""
     header_bytes: int = 0
     """Length of the headers of tokens, so that generation writes them; a codec says that of its own modality."""
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    """How bytes are guessed; what is read and predicted is then their distance from the guess."""
 
     def __post_init__(self) -> None:
         if not VOCABULARY.first_mark <= self.mark < VOCABULARY.end_of_marks:
@@ -39,6 +42,8 @@ class ModalityConfig:
             raise ValueError(
                 f"ModalityConfig.header_bytes of {self.name} is {self.header_bytes}; it must be at least 0"
             )
+        if self.predictor.guess != "none" and self.first_id:
+            raise ValueError(f"ModalityConfig.predictor of {self.name} is for bytes, and its data are tokens")
         outside = self.first_id >= VOCABULARY.end_of_reserved or self.first_id + self.num_ids <= VOCABULARY.num_bytes
         if self.first_id < 0 or self.num_ids < 1 or not outside:
             raise ValueError(
@@ -177,7 +182,7 @@ class ModelConfig:
                 f"of ModelConfig.stages[0] stands for {self.span(0)}; they must be equal, in two stages or more"
             )
         for i, stage in enumerate(self.stages):
-            for name in ("conv_kernels", "offsets"):
+            for name in ("conv_kernels", "offsets", "ngrams"):
                 if getattr(stage, name):
                     raise ValueError(f"ModelConfig.stages[{i}].{name} are for one stream; a fused model has several")
             if i and any(stream.size % self.span(i) for stream in streams):
@@ -193,6 +198,11 @@ class ModelConfig:
         if not self.modalities:
             return ()
         return (NONE, *(Kind(modality.name, modality.first_id, modality.num_ids) for modality in self.modalities))
+
+    @property
+    def predictors(self) -> dict[int, PredictorConfig]:
+        """How samples are guessed, by the index of their kind."""
+        return {i: m.predictor for i, m in enumerate(self.modalities, 1) if m.predictor.guess != "none"}
 
     def span(self, stage: int) -> int:
         """Bytes that one position of this stage stands for."""

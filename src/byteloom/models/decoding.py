@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from byteloom.layers.modalities import Tagged
+from byteloom.layers.prediction import distances
 from byteloom.layers.state import Past, StackState
 from byteloom.layers.transformer import autocast_dtype
 from byteloom.losses import VOCABULARY
@@ -47,6 +48,10 @@ class State:
     """(B, max_length + 1), the kind in force before each position up to the next one; None where there is one kind."""
     since: Tensor | None = None
     """(B, max_length + 1), how much of its segment's data stands before each of them."""
+    distances: Tensor | None = None
+    """(B, max_length), what the model reads where it guesses bytes; None: the bytes themselves."""
+    predicted: Tensor | None = None
+    """(B,), what is taken from each row's next byte."""
     first_mark: Tensor | None = None
     """(B,), the mark in force before the first byte; None: none."""
     prefix: Tensor | None = None
@@ -58,7 +63,7 @@ class State:
 
     def tensors(self) -> list[Tensor]:
         """All of them that are on the device."""
-        tags = [x for x in (self.kinds, self.since) if x is not None]
+        tags = [x for x in (self.kinds, self.since, self.distances, self.predicted) if x is not None]
         return [self.ids, self.logits, *tags, *self.parents, *(x for stack in self.stacks for x in stack.tensors())]
 
     @property
@@ -67,8 +72,9 @@ class State:
         return 0 if self.prefix is None else self.prefix.shape[1]
 
     def tagged(self, change: Callable[[Tensor], Tensor]) -> Tagged:
-        """Ids and tags, each as `change` picks from (B, max_length) and (B, max_length + 1)."""
-        return Tagged(self.ids, self.kinds, self.since).map(change)
+        """What the model reads and tags, each as `change` picks from (B, max_length) and (B, max_length + 1)."""
+        ids = self.ids if self.distances is None else self.distances
+        return Tagged(ids, self.kinds, self.since).map(change)
 
     def next_kinds(self, positions: Tensor) -> Tensor | None:
         """(B,), the kind of what comes at these positions (B,), one for each row."""
@@ -85,6 +91,8 @@ class State:
             logits=self.logits[rows],
             kinds=None if self.kinds is None else self.kinds[rows],
             since=None if self.since is None else self.since[rows],
+            distances=None if self.distances is None else self.distances[rows],
+            predicted=None if self.predicted is None else self.predicted[rows],
             first_mark=None if self.first_mark is None else self.first_mark[rows],
             prefix=None if self.prefix is None else self.prefix[rows],
             compiled=self.compiled,
@@ -134,6 +142,8 @@ def start(
     if model.config.kinds:
         tags = model.tag(state.ids.new_zeros(batch, max_length + 1), mark, since)
         state.kinds, state.since = (x.contiguous() for x in (tags.kinds, tags.since) if x is not None)
+    if model.config.predictors:
+        state.distances, state.predicted = torch.zeros_like(state.ids), torch.zeros_like(state.ids[:, 0])
     if prefix is not None:
         last = torch.full((batch,), prefix.shape[1] - 1, device=device)
         model.stacks[0].extend(prefix.to(weight.dtype), None, state.stacks[0], last)
@@ -158,6 +168,8 @@ def step(model: "Multiscale", ids: Tensor, state: State, rows: Sequence[int] | N
         state.ids[places[:, 0], places[:, 1]] = ids
     if state.kinds is not None and state.since is not None:
         note_tags(model, ids, state, chosen if rows is not None else None)
+    if state.distances is not None:
+        note_distances(model, ids, state, chosen if rows is not None else None)
     for row in chosen:
         lengths[row] += 1
     state.lengths = torch.tensor(lengths)
@@ -185,6 +197,21 @@ def note_tags(model: "Multiscale", ids: Tensor, state: State, rows: Sequence[int
     before = kinds[every, at].masked_fill(ids == VOCABULARY.bos_id, 0)
     kinds[every, at + 1] = torch.where(is_mark, named, before)
     since[every, at + 1] = (since[every, at] + 1).masked_fill(structure, 0)
+
+
+def note_distances(model: "Multiscale", ids: Tensor, state: State, rows: Sequence[int] | None) -> None:
+    """What the model reads of ids (N,), appended to these rows (None: all), and the prediction of what follows them."""
+    kept, predicted = cast(Tensor, state.distances), cast(Tensor, state.predicted)
+    kinds, since, device = cast(Tensor, state.kinds), cast(Tensor, state.since), ids.device
+    every = torch.arange(kept.shape[0], device=device) if rows is None else torch.tensor(rows, device=device)
+    at = state.lengths.to(device)[every]
+    kept[every, at] = distances(ids, predicted[every])
+    reach = max(config.reach for config in model.config.predictors.values())
+    places = at.unsqueeze(1) + torch.arange(1 - reach, 2, device=device)
+    row, last = every.unsqueeze(1), state.ids.shape[1] - 1
+    read = state.ids[row, places.clamp(0, last)]  # of the place after the last id only the tags are read
+    tags = (tag[row, places.clamp(min=0)] for tag in (kinds, since))
+    predicted[every] = model.predictions(read, *tags, first=(reach - 1 - at).clamp(min=0))[:, -1]
 
 
 def advance(model: "Multiscale", state: State, rows: Sequence[int]) -> None:
@@ -233,7 +260,8 @@ def run(model: "Multiscale", stage: int, rows: Sequence[int], positions: list[in
         state.parents[stage][where] = share.to(state.parents[stage].dtype)
         return
     kinds = state.next_kinds(state.lengths.to(device))
-    logits = model.logits(h, None if kinds is None else kinds[where]).to(state.logits.dtype)
+    predicted = None if state.predicted is None else state.predicted[where]
+    logits = model.logits(h, None if kinds is None else kinds[where], predicted).to(state.logits.dtype)
     if not late:
         state.logits[where] = logits
         return
@@ -282,7 +310,7 @@ def run_on_device(model: "Multiscale", stage: int, positions: Tensor, state: Sta
     if stage < len(model.expanders):
         state.parents[stage].copy_(model.expanders[stage](h.unsqueeze(1)).view_as(state.parents[stage]))
     else:
-        state.logits.copy_(model.logits(h, state.next_kinds(positions)))
+        state.logits.copy_(model.logits(h, state.next_kinds(positions), state.predicted))
 
 
 def last_content(
@@ -349,6 +377,9 @@ def prefill(
         for known, found in ((state.kinds, read.kinds), (state.since, read.since)):
             size = min(known.shape[1], longest + 1)
             known[:, :size] = cast(Tensor, found)[:, :size]
+    if state.distances is not None and state.predicted is not None:
+        state.distances[:, :longest] = read.ids[:, :longest]
+        state.predicted[:] = cast(Tensor, read.predictions)[rows, ends]
     x = model.inputs(0, read, None, 0, ids.shape[1] // span)
     x = x if state.prefix is None else torch.cat((state.prefix.to(x.dtype), x), dim=1)
     h, _ = model.stacks[0].extend(x, None, state.stacks[0], ends // span + state.offset)
@@ -390,7 +421,7 @@ def prefill(
             share = model.expanders[i](h.unsqueeze(1))
             state.parents[i][:] = share.to(state.parents[i].dtype)
         else:
-            state.logits[:] = model.logits(h, state.next_kinds(ends)).to(state.logits.dtype)
+            state.logits[:] = model.logits(h, state.next_kinds(ends), state.predicted).to(state.logits.dtype)
     return state.logits
 
 

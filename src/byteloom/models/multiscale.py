@@ -20,6 +20,7 @@ from byteloom.layers.continuous import UniversalPatchEmbedder
 from byteloom.layers.linear import Linear, multiply
 from byteloom.layers.modalities import Embedder, FusedEmbedder, ModalEmbedder, Tagged, through_kinds
 from byteloom.layers.patching import Expander, PatchEmbedder
+from byteloom.layers.prediction import distances, of_bytes, predictions
 from byteloom.layers.state import Past
 from byteloom.layers.transformer import Stack
 from byteloom.losses import VOCABULARY, Loss, cross_entropy, marks_in_force, places_in_segment, summed_loss
@@ -99,7 +100,8 @@ class Multiscale(nn.Module):
         self.check_length(length, prefix)
         tagged = self.tag(self.pad(ids), mark, since)
         h = self.finer(tagged, self.coarsest(tagged, prefix))[:, :length]
-        return self.logits(h, None if tagged.kinds is None else tagged.kinds[:, :length])
+        seen = tagged.map(lambda x: x[:, :length])
+        return self.logits(h, seen.kinds, seen.predictions)
 
     def loss(
         self,
@@ -148,8 +150,8 @@ class Multiscale(nn.Module):
         padded = tagged.ids
         h = self.coarsest(tagged, prefix)
         if chunk is None or self.config.late_parent or chunk >= padded.numel():
-            kinds = None if tagged.kinds is None else tagged.kinds[:, :length]
-            return self.score(self.finer(tagged, h)[:, :length], ids, kinds)
+            seen = tagged.map(lambda x: x[:, :length])
+            return self.score(self.finer(tagged, h)[:, :length], seen.ids, seen.kinds)
         each = math.ceil(h.shape[1] / math.ceil(padded.numel() / chunk))
         pasts: list[Past | None] = [None] * (len(self.stacks) - 1)
         nats = []
@@ -206,7 +208,18 @@ class Multiscale(nn.Module):
             kinds = self.streams(ids.shape[1], ids.device).expand(ids.shape)
             return Tagged(ids, kinds, places_in_segment(ids, since, self.spans[0]))
         kinds = self.kind_of_mark(ids.device)[marks_in_force(ids, mark)]
-        return Tagged(ids, kinds, places_in_segment(ids, since))
+        places = places_in_segment(ids, since)
+        if not self.config.predictors:
+            return Tagged(ids, kinds, places)
+        predicted = self.predictions(ids, kinds, places)
+        return Tagged(distances(ids, predicted), kinds, places, predicted)
+
+    def predictions(self, ids: Tensor, kinds: Tensor, since: Tensor, first: Tensor | int = 0) -> Tensor:
+        """What is taken from each byte of ids (B, T), modulo 256, as `layers.prediction.predictions` has it; (B, T)."""
+        predicted = torch.zeros_like(ids)
+        for kind, config in self.config.predictors.items():
+            predicted = torch.where(kinds == kind, predictions(config, ids, since, first), predicted)
+        return predicted
 
     def kind_of_mark(self, device: torch.device) -> Tensor:
         """(marks,), for each mark the index of its modality among the config's kinds; 0 where it has none."""
@@ -311,11 +324,14 @@ class Multiscale(nn.Module):
         h = rearrange(h, "b (k q) d -> b k q d", q=self.stacks[-1].reach.patch_size)
         return torch.cat((h[:, 0, :1], h[:, :, 1:].flatten(1, 2)), dim=1)
 
-    def logits(self, h: Tensor, kinds: Tensor | None = None) -> Tensor:
+    def logits(self, h: Tensor, kinds: Tensor | None = None, predicted: Tensor | None = None) -> Tensor:
         """The finest stage's output (..., D), and of which kind what comes there is (...) -> logits (..., V).
 
-        With a head for each modality, ids that are neither of its data nor reserved have -inf.
+        `predicted` (...) is what is taken from bytes there. With a head for each modality, ids that are neither of its
+        data nor reserved have -inf.
         """
+        if predicted is not None:
+            return of_bytes(self.logits(h, kinds), predicted)
         if self.config.heads == "by_modality" and kinds is not None:
 
             def part(kind: int) -> Callable[[Tensor], Tensor]:
@@ -338,6 +354,12 @@ class Multiscale(nn.Module):
         """The finest stage's table of all ids, which is the head of a model without one."""
         embedder = self.embedders[-1]
         return embedder.table if isinstance(embedder, PatchEmbedder) else embedder.parts[0].table
+
+    @property
+    def string_tables(self) -> list[nn.Embedding]:
+        """The tables of hashed strings of all stages."""
+        parts = (module for module in self.modules() if isinstance(module, PatchEmbedder))
+        return [part.strings for part in parts if part.strings is not None]
 
     def own_logits(self, h: Tensor, kind: int) -> Tensor:
         """Logits of one kind's own head: h (N, D) -> (N, its ids and the reserved ones)."""

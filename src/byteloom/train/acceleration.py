@@ -28,12 +28,15 @@ FLOPS = 3e11
 
 
 @contextlib.contextmanager
-def accelerated(model: Multiscale, compiled: bool, recompute: Sequence[int] = ()) -> Iterator[None]:
+def accelerated(
+    model: Multiscale, compiled: bool, recompute: Sequence[int] = (), sparse: bool = True
+) -> Iterator[None]:
     """Inside, a model trains as asked; after, it is as it was.
 
     `compiled` compiles each stage's block (all layers of a stage share the code) and the head with its loss, at first
     use; heads that are chosen by modality are not compiled. Blocks of the stages in `recompute` keep their inputs only
-    and run again in the backward pass.
+    and run again in the backward pass. `sparse` gives tables of hashed strings gradients of the rows that a batch
+    reached, and no others: not for weights that are sharded.
     """
     chosen = [block for stage in recompute for block in model.stacks[stage].blocks]
     every = [block for stack in model.stacks for block in stack.blocks] if compiled else []
@@ -41,6 +44,10 @@ def accelerated(model: Multiscale, compiled: bool, recompute: Sequence[int] = ()
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     for block in every:  # its forward alone: what FSDP2 does before and after stays outside
         block.forward = torch.compile(block.forward, dynamic=False)
+    tables = [table for table in model.string_tables if sparse]
+    torch.sparse.check_sparse_tensor_invariants.disable()  # as by default; said, or torch warns that it is not
+    for table in tables:
+        table.sparse = True
     scored = compiled and model.config.heads == "shared"
     if scored:
         model.score = torch.compile(model.score, dynamic=False)
@@ -49,6 +56,8 @@ def accelerated(model: Multiscale, compiled: bool, recompute: Sequence[int] = ()
     finally:
         for block in {*chosen, *every}:
             del block.forward
+        for table in tables:
+            table.sparse = False
         if scored:
             del model.score
 

@@ -274,7 +274,7 @@ def train(
                 saver.save(model, optimizers, average, progress, loader.get_state(), about)
                 saved_at, saved_step = time.monotonic(), progress.step
 
-        fast = acceleration.accelerated(model, progress.compiled, progress.recompute)
+        fast = acceleration.accelerated(model, progress.compiled, progress.recompute, sparse=world.size == 1)
         with (
             ProgressBar(share_done(), show and world.main) as bar,
             stop_signals() as stopped,

@@ -1,8 +1,9 @@
 """Optimizers and the learning rate's schedule: a model's parameters in, `Optimizers` out.
 
-Muon (orthogonalised momentum) takes the matrices that map vectors to vectors, AdamW the rest: byte tables, heads,
-norms, biases and start vectors. Cost of state: one copy of the weights for Muon, two for AdamW; where parameters are
-sharded, so is their state, and Muon sends each matrix to one rank and back.
+Muon (orthogonalised momentum) takes the matrices that map vectors to vectors, Adagrad the tables of hashed strings,
+AdamW the rest: byte tables, heads, norms, biases and start vectors. Cost of state: one copy of the weights for Muon and
+Adagrad, two for AdamW; of a table, only the rows that a batch reached cost time where gradients are sparse. Where
+parameters are sharded, so is their state, and Muon sends each matrix to one rank and back.
 """
 
 import math
@@ -23,11 +24,13 @@ class OptimConfig:
     """How weights are updated."""
 
     optimizer: Literal["muon", "adamw"] = "muon"
-    """Muon for matrices and AdamW for the rest, or AdamW for all."""
+    """Muon for matrices and AdamW for the rest, or AdamW for both; tables of hashed strings are Adagrad's."""
     learning_rate: float = 3e-3
     """Peak learning rate of AdamW."""
     muon_learning_rate: float = 0.02
     """Peak learning rate of Muon."""
+    table_learning_rate: float = 0.3
+    """Peak learning rate of Adagrad."""
     betas: tuple[float, float] = (0.9, 0.98)
     """AdamW's decay rates of the mean and of the mean square of gradients."""
     momentum: float = 0.95
@@ -35,7 +38,7 @@ class OptimConfig:
     weight_decay: float = 0.0
     """Decoupled weight decay of everything with two dimensions or more, times the learning rate."""
     clip: float = 1.0
-    """Largest norm of the gradient of all parameters together; 0: no limit."""
+    """Largest norm of the gradient of all parameters but tables of hashed strings; 0: no limit."""
     warmup: float = 0.02
     """Share of the run in which the learning rate rises from 0 to its peak."""
     schedule: Schedule = "cosine"
@@ -44,7 +47,7 @@ class OptimConfig:
     """Share of the peak learning rate that is left at the end."""
 
     def __post_init__(self) -> None:
-        for field in ("learning_rate", "muon_learning_rate"):
+        for field in ("learning_rate", "muon_learning_rate", "table_learning_rate"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"OptimConfig.{field} is {getattr(self, field)}; it must be above 0")
         for field in ("weight_decay", "clip"):
@@ -89,7 +92,8 @@ class Optimizers:
             matrices = {name for name, p in named.items() if is_matrix(name, p)}
         if config.optimizer == "adamw":
             matrices = ()
-        rest = [p for name, p in named.items() if name not in matrices]
+        tables = {name for name in named if is_table(name)}
+        rest = [p for name, p in named.items() if name not in matrices and name not in tables]
         groups = [
             {"params": like, "weight_decay": decay}
             for params, decay in (
@@ -109,14 +113,18 @@ class Optimizers:
                 weight_decay=config.weight_decay,
             )
             self.peaks.append((muon, config.muon_learning_rate))
+        if tables:
+            adagrad = torch.optim.Adagrad([named[name] for name in named if name in tables], config.table_learning_rate)
+            self.peaks.append((adagrad, config.table_learning_rate))
         self.named = named
+        self.clipped = [p for name, p in named.items() if name not in tables]
         self.owners = {
             p: optimizer for optimizer, _ in self.peaks for group in optimizer.param_groups for p in group["params"]
         }
 
     def step(self, progress: float) -> Tensor:
         """One update at this progress of the run, after which gradients are None; returns the gradient's norm ()."""
-        norm = clip_gradients(self.named.values(), self.config.clip or math.inf)
+        norm = clip_gradients(self.clipped, self.config.clip or math.inf)
         share = learning_rate_at(progress, self.config)
         for optimizer, peak in self.peaks:
             for group in optimizer.param_groups:
@@ -157,7 +165,7 @@ class Optimizers:
 
     def check_state(self, keys: Iterable[str]) -> None:
         """Raises ValueError where state of these names is not all that this model's optimizers keep of parameters."""
-        kinds = {"AdamW": ("step", "exp_avg", "exp_avg_sq"), "Muon": ("momentum_buffer",)}
+        kinds = {"AdamW": ("step", "exp_avg", "exp_avg_sq"), "Muon": ("momentum_buffer",), "Adagrad": ("step", "sum")}
         names = {key.rpartition(":")[0] for key in keys} & self.named.keys()
         whole = {f"{name}:{kind}" for name in names for kind in kinds[type(self.owners[self.named[name]]).__name__]}
         if whole != set(keys):
@@ -317,6 +325,14 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     for group in alike:
         nn.utils.clip_grads_with_norm_(group, limit, norm)
     return norm
+
+
+def is_table(name: str) -> bool:
+    """Whether a parameter is a table of hashed strings, of which a batch reaches few rows: Adagrad's domain.
+
+    It gives each row a rate of its own, that falls with what the row has learned (Duchi et al., JMLR 2011).
+    """
+    return name.endswith(".strings.weight")
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
