@@ -8,14 +8,17 @@ audio_speech:pcm16 as 16-bit samples. Needs: pip install mblm==0.4.2, or that pe
 
 What is the same for all: the train bytes, in the order that our codec gives them (patches of 2 x 2 pixels for
 pictures); the seconds, from the first step on, on the same cores, compiling counted; about the same number of
-parameters, which is that of our recipe; the schedule of the learning rate, by time, and the clipping, which are our
-recipe's. And the scorer: windows of raw bytes that overlap by one byte (a sample of sound, a patch of pixels), of which
-the overlap is given and all else is scored, in fp32, each byte of the split once. The first byte (sample, picture) of a
-split is given to all. Each model is scored in windows as long as it was trained on.
+parameters, which is that of our recipe without its tables of hashed strings (a byte reads a few rows of them; as many
+weights in matrices would only make a peer slower); the schedule of the learning rate, by time, and the clipping, which
+are our recipe's. And the scorer: windows of raw bytes that overlap by one byte (a sample of sound, a patch of pixels),
+of which the overlap is given and all else is scored, in fp32, each byte of the split once. The first byte (sample,
+picture) of a split is given to all. Each model is scored in windows as long as it was trained on.
 
 What is chosen for whom, so that nobody is held back:
   ours      the recipe of the kind through `train`, as `byteloom train` does, without validation on the way. It learned
             documents; in the windows there are none, and what `byteloom evaluate` finds stands beside as "documents".
+            A picture's bytes it guesses from their neighbours (docs/modalities.md), which is part of the model: the
+            bits are those of the bytes.
   paper     ours as arXiv 2305.07185 has it: isolated patches, learned positions, LayerNorm, ReLU, biases, initial
             weights of 0.006; no dropout, for in this time nothing is learned by heart.
   peers     megabyte-pytorch and mblm with rotary positions, flash attention and all else as their authors set it, Llama
@@ -110,7 +113,9 @@ class Options:
 
     suite: tyro.conf.Positional[Path]
     """Folder of sets."""
-    sets: tuple[str, ...] = ("text_wiki_en", "text_books_en", "code", "image_rgb32", "audio_speech")
+    sets: tuple[str, ...] = (
+        "text_wiki_en", "text_books_en", "code", "image_rgb32", "audio_speech", "audio_speech:pcm16",
+    )  # fmt: skip
     """Folders in it; of audio also NAME:pcm16."""
     seconds: float = 300.0
     """How long each run learns."""
@@ -119,7 +124,7 @@ class Options:
     models: tuple[Model, ...] = get_args(Model)
     """Who takes part."""
     adamw_rates: tuple[float, ...] = (1e-3, 3e-3)
-    """Learning rates of AdamW that all but ours try."""
+    """Learning rates of AdamW that all but ours try; none: Muon alone."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether ours, paper mode included, is compiled; "auto" as `byteloom train` decides."""
     valid_bytes: int = 131072
@@ -279,7 +284,8 @@ def shape_of(task: Task, model: Model) -> peers.Shape | None:
     if model == "ours":
         return None
     with torch.device("meta"):
-        target = count(Multiscale(task.run.model))
+        ours = Multiscale(task.run.model)
+    target = count(ours) - sum(table.weight.numel() for table in ours.string_tables)
     context, patch_size = task.run.model.context, task.kind.patch_size
     if model == "llama":
         stride = (context - task.given) // task.kind.llama_parts // task.given * task.given
