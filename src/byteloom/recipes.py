@@ -282,12 +282,12 @@ def _grown(
 ) -> RunConfig:  # fmt: skip
     """The shape of text-small at another size."""
     common: dict[str, Any] = {"token_shift": True}
-    strings = STRINGS | {"ngram_rows": 1 << 18}
+    strings = STRINGS | {"ngram_rows": 1 << 18} | common
     return RunConfig(
         model=ModelConfig(
             stages=(
                 StageConfig(dim=coarse, num_layers=coarse_layers, num_heads=coarse // 64, patch_size=4, **common),
-                StageConfig(dim=fine, num_layers=fine_layers, num_heads=fine // 64, window=window, **common, **strings),
+                StageConfig(dim=fine, num_layers=fine_layers, num_heads=fine // 64, window=window, **strings),
             ),
             context=context,
         ),
@@ -297,10 +297,8 @@ def _grown(
 
 
 STRINGS: dict[str, Any] = {"ngrams": (2, 3, 4), "ngram_rows": 1 << 17, "ngram_dim": 32}
-"""What recipes of text look up. Longer strings are worth more in the first pass over the data, and in later ones, when
-they are known by heart, cost more than that."""
 LONGER = (2, 3, 4, 5, 6, 8)
-"""Strings where data are so many, and repeat themselves so much, as source code."""
+"""What recipes of text and code look up. Longer strings gain more in the first pass over the data and lose it later."""
 PIXELS = PredictorConfig(guess="picture", width=32, side=2)
 FRAMES = PredictorConfig(guess="picture", width=64, side=2)
 """How pixels are guessed."""
@@ -321,9 +319,8 @@ AUDIO: dict[str, Any] = {
     "modalities": modalities("audio"),
     "embedder": EmbedderConfig(kind="universal"),
 }
-"""What recipes of sound in mu-law share."""
 AUDIO16 = AUDIO | {"coding": "pcm16"}
-"""What recipes of sound in 16-bit samples share."""
+"""What recipes of sound share, in mu-law and in 16-bit samples."""
 VIDEO: dict[str, Any] = {
     "patches": (12,),
     "window": 16,

@@ -63,6 +63,8 @@ class ByteloomForCausalLM(PreTrainedModel, GenerationMixin):
     # A stage reads its caches and weights in more ways than `forward`, so all of it lies on one device.
     _no_split_modules: ClassVar[list[str]] = ["Multiscale"]  # pyrefly: ignore[bad-override]
     _supports_sdpa = True
+    # Not every kernel of 4 bits takes its columns, which are as many as strings have vectors side by side.
+    _keep_in_fp32_modules: ClassVar[list[str]] = ["project_strings"]  # pyrefly: ignore[bad-override]
 
     def __init__(self, config: ByteloomConfig):
         super().__init__(config)
