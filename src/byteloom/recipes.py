@@ -301,7 +301,6 @@ LONGER = (2, 3, 4, 5, 6, 8)
 """What recipes of text and code look up. Longer strings gain more in the first pass over the data and lose it later."""
 PIXELS = PredictorConfig(guess="picture", width=32, side=2)
 FRAMES = PredictorConfig(guess="picture", width=64, side=2)
-"""How pixels are guessed."""
 IMAGE: dict[str, Any] = {
     "patches": (12,),
     "window": 16,
