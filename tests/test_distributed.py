@@ -150,8 +150,9 @@ def test_two_processes_learn_as_one(runs: Path, name: str) -> None:
         assert a.get("by_modality", {}) == pytest.approx(b.get("by_modality", {}), abs=near)
         assert a.get("valid_by_modality", {}) == pytest.approx(b.get("valid_by_modality", {}), abs=near)
     # Where all of a weight's gradient is rounding, Adam and Adagrad still go a whole step, in a direction by chance.
-    assert name == "bf16" or furthest(one, two, share=0.002) < 1e-4
-    assert name == "bf16" or furthest(one / "best", two / "best", share=0.002) < 1e-4
+    share = 0.002 if name in ("modalities", "strings") else 0.0
+    assert name == "bf16" or furthest(one, two, share) < 1e-4
+    assert name == "bf16" or furthest(one / "best", two / "best", share) < 1e-4
     assert load(two).config == CASES[name].model
 
 

@@ -41,8 +41,11 @@ def test_convolutions_are_causal_and_cross_patch_borders() -> None:
         assert moved[place // 2 : min(place // 2 + 6, 10)].all()
 
 
-def test_a_halo_gives_what_the_whole_sequence_gives() -> None:
-    layer = embedder(span=2, dim=8, conv_kernels=(3, 5))
+@pytest.mark.parametrize("fields", [{"conv_kernels": (3, 5)}, {"ngrams": (2, 3, 9)}])
+def test_a_halo_gives_what_the_whole_sequence_gives(fields: dict[str, tuple[int, ...]]) -> None:
+    layer = embedder(span=2, dim=8, **fields)
+    if layer.strings is not None:
+        torch.nn.init.normal_(layer.strings.weight)
     ids = torch.randint(0, 256, (1, 20))
     halo = layer.halo
     torch.testing.assert_close(layer(ids[:, 14 - halo : 16], halo), layer(ids)[:, 7:8])
@@ -76,20 +79,9 @@ def test_strings_end_with_a_patchs_last_byte(span: int) -> None:
     twice = torch.cat((ids, ids), dim=1)
     again = layer.hash_strings(twice, 0, None)
     assert torch.equal(again[:, :6], rows) and torch.equal(again[:, -1], rows[:, -1])
+    # A patch that holds all of a string has none of what is before the first byte.
     zeros = layer.hash_strings(ids * 0, 0, None)[0]
-    assert torch.equal(zeros[0], zeros[-1]) == (
-        span >= 5
-    )  # a patch that holds all of a string has none of what is before
-
-
-def test_strings_with_a_halo_are_those_of_the_whole_sequence() -> None:
-    layer = with_strings(2, (2, 3, 9))
-    ids = torch.randint(0, 256, (1, 20))
-    halo = layer.halo
-    torch.testing.assert_close(layer(ids[:, 14 - halo : 16], halo), layer(ids)[:, 7:8])
-    places = torch.arange(2 - halo, 4)
-    cut = layer(ids[:, places.clamp(min=0)], halo, (places >= 0).unsqueeze(0))
-    torch.testing.assert_close(cut, layer(ids)[:, 1:2])
+    assert torch.equal(zeros[0], zeros[-1]) == (span >= 5)
 
 
 def test_strings_that_were_never_met_say_nothing() -> None:

@@ -26,6 +26,8 @@ from byteloom.losses import marks_in_force
 from byteloom.models.multiscale import Multiscale
 from byteloom.models.store import CheckpointError
 
+FOUR_BIT_BLOCK = 64
+"""Weights that share a scale in 4 bits: kernels want whole ones in a row; quantizers are not shown other matrices."""
 IGNORED = -100
 """Labels of this value are not learned, as everywhere in transformers."""
 PASSED_ALONG = {"num_items_in_batch", "tokenizer", "assistant_tokenizer", "cache_position"}
@@ -63,15 +65,13 @@ class ByteloomForCausalLM(PreTrainedModel, GenerationMixin):
     # A stage reads its caches and weights in more ways than `forward`, so all of it lies on one device.
     _no_split_modules: ClassVar[list[str]] = ["Multiscale"]  # pyrefly: ignore[bad-override]
     _supports_sdpa = True
-    # Not every kernel of 4 bits takes its columns, which are as many as strings have vectors side by side.
-    _keep_in_fp32_modules: ClassVar[list[str]] = ["project_strings"]  # pyrefly: ignore[bad-override]
 
     def __init__(self, config: ByteloomConfig):
         super().__init__(config)
         self.model = Multiscale(config.model_config)
         if getattr(config, "quantization_config", None) is not None:
             for module in self.model.modules():  # quantizers look for nn.Linear itself; its numbers are the same
-                if type(module) is Linear:
+                if type(module) is Linear and module.in_features % FOUR_BIT_BLOCK == 0:
                     module.__class__ = nn.Linear  # pyrefly: ignore[bad-argument-type]
         set_generation_defaults(self.generation_config, config)
         self.post_init()

@@ -201,7 +201,7 @@ class ModelConfig:
 
     @property
     def predictors(self) -> dict[int, PredictorConfig]:
-        """How samples are guessed, by the index of their kind."""
+        """How bytes are guessed, by the index of their kind."""
         return {i: m.predictor for i, m in enumerate(self.modalities, 1) if m.predictor.guess != "none"}
 
     def span(self, stage: int) -> int:
