@@ -32,8 +32,9 @@ What is chosen for whom, so that nobody is held back:
   training  all but ours try AdamW at two learning rates, and our Muon, with the first seed. What is best on the valid
             split is taken for the other seeds too; the test split has no say.
 
-After each run the JSON file is written anew, so a stop costs one run; --resume goes on. A standard error is over items
-(articles, files, photographs, recordings), of the mean over seeds; that of a ratio is over the same items' differences.
+After each run the JSON file is written anew, so a stop costs one run; --resume goes on, also with other sets, models,
+seeds or learning rates. A standard error is over items (articles, files, photographs, recordings), of the mean over
+seeds; that of a ratio is over the same items' differences.
 """
 
 import dataclasses
@@ -503,8 +504,7 @@ class Results:
 
     def __init__(self, options: Options):
         self.path = options.json
-        settings = {key: getattr(options, key) for key in ("seconds", "adamw_rates", "valid_bytes", "compile")}
-        settings = json.loads(json.dumps(settings))
+        settings = {key: getattr(options, key) for key in ("seconds", "valid_bytes", "compile")}
         self.found: dict[str, Any] = {
             "settings": settings,
             "machine": {"torch": torch.__version__, "threads": torch.get_num_threads(), "cores": os.cpu_count()},
