@@ -38,7 +38,10 @@ MODALITIES = (
 PREDICTORS = (
     PredictorConfig(),
     PredictorConfig(guess="picture", width=2),
-    PredictorConfig(guess="picture", channels=1, width=4, side=2),
+    PredictorConfig(guess="picture", channels=1, width=4, side=2, told=True),
+    PredictorConfig(guess="mulaw", channels=1, told=True),
+    PredictorConfig(guess="pcm16", channels=2),
+    PredictorConfig(guess="pcm8", channels=1),
 )
 """How bytes may be guessed."""
 

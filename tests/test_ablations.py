@@ -1,39 +1,21 @@
 """benchmarks/ablations.py: every change makes another model that can be built, and a short run of all of it."""
 
 import dataclasses
-import importlib.util
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
+import ablations
 import pytest
 
 from byteloom import recipes
 from byteloom.documents import DataError
 from byteloom.sizing import build
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 RECIPES = {"text": "text-small", "code": "code-small", "image": "image-small", "audio": "audio-small"}
 
 
-@pytest.fixture(scope="module")
-def ablations() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("ablations_program", BENCHMARKS / "ablations.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    sys.path.insert(0, str(BENCHMARKS))  # where it finds quality.py
-    try:
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-
-
 @pytest.mark.parametrize("kind", RECIPES)
-def test_every_change_makes_another_run_that_can_be_built(ablations: ModuleType, kind: str) -> None:
+def test_every_change_makes_another_run_that_can_be_built(kind: str) -> None:
     recipe = recipes.by_name(RECIPES[kind])
     for name, change in ablations.CHANGES[kind].items():
         changed = change(recipe)
@@ -41,9 +23,7 @@ def test_every_change_makes_another_run_that_can_be_built(ablations: ModuleType,
         build(changed.model)
 
 
-def test_it_runs_and_goes_on(
-    ablations: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_it_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     small = recipes.by_name("text-small")
     stages = tuple(dataclasses.replace(s, dim=32, num_heads=1, ngram_rows=97) for s in small.model.stages)
     small = dataclasses.replace(small, model=dataclasses.replace(small.model, stages=stages, context=64))

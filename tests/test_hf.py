@@ -347,6 +347,19 @@ def test_a_server_answers_chats_and_completions(server: str, folder: Path) -> No
 # -- narrow weights --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_loads_and_writes(
+    dtype: torch.dtype, folder: Path, model: ByteloomForCausalLM, tokenizer: ByteloomTokenizer
+) -> None:
+    half = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    assert {p.dtype for p in half.parameters()} == {dtype}
+    inputs = tokenizer("The model", return_tensors="pt")
+    with torch.no_grad():
+        wide, found = model(**inputs).logits.softmax(-1), half(**inputs).logits.float().softmax(-1)
+    assert 0 < (wide - found).abs().max() < 0.05
+    assert half.generate(**inputs, max_new_tokens=6, do_sample=False).shape[1] > inputs["input_ids"].shape[1]
+
+
 @pytest.mark.parametrize("kind", ["torchao", "bitsandbytes int8", "bitsandbytes nf4"])
 def test_narrow_weights_load_on_a_cpu(
     kind: str, folder: Path, model: ByteloomForCausalLM, tokenizer: ByteloomTokenizer

@@ -1,16 +1,14 @@
 """benchmarks/quality.py: what is scored, who is chosen, what a table says, and a short run of all of it."""
 
-import importlib.util
+import importlib
 import json
 import math
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import quality
 import torch
 import torch.nn.functional as F
 
@@ -18,22 +16,6 @@ from byteloom import ModelConfig, Multiscale, StageConfig, recipes
 from byteloom.documents import DataError
 from byteloom.train.loop import RunConfig, TrainConfig
 from byteloom.train.optim import Muon, OptimConfig, Optimizers
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def quality() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("quality_program", BENCHMARKS / "quality.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look for it there
-    sys.path.insert(0, str(BENCHMARKS))  # where it finds peers.py
-    try:
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(BENCHMARKS))
 
 
 def tiny(context: int) -> RunConfig:
@@ -49,7 +31,7 @@ def tiny(context: int) -> RunConfig:
 
 
 @pytest.fixture(autouse=True)
-def small(quality: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(recipes.NAMES, "text-small", lambda: tiny(64))
     monkeypatch.setattr(quality, "WIDTHS", (64,))
     monkeypatch.setattr(quality, "LAYERS", ((1, 1), (1, 2)))
@@ -95,7 +77,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [("text_x", 64, 1), ("text_x", 500, 1), ("image_x", 3084, 3072), ("image_x", 780, 3072), ("audio_x:pcm16", 512, 2)],
 )
 def test_every_byte_is_scored_once_and_the_last_of_a_window_is_given_to_the_next(
-    quality: Any, suite: Path, name: str, context: int, lead: int
+    suite: Path, name: str, context: int, lead: int
 ) -> None:
     task = quality.open_task(suite, name)
     size = len(task.payloads["test"])
@@ -112,7 +94,7 @@ def test_every_byte_is_scored_once_and_the_last_of_a_window_is_given_to_the_next
     assert (seen[:lead] == 0).all() and (seen[lead:] == 1).all()
 
 
-def test_windows_of_pictures_begin_at_the_same_places_to_learn_from_and_to_score(quality: Any, suite: Path) -> None:
+def test_windows_of_pictures_begin_at_the_same_places_to_learn_from_and_to_score(suite: Path) -> None:
     task = quality.open_task(suite, "image_x")
     for context in (3084, 780):
         learned = task.starts("train", context, learned=True)
@@ -123,7 +105,7 @@ def test_windows_of_pictures_begin_at_the_same_places_to_learn_from_and_to_score
     assert text == range(8 * 700 - 64 + 1)
 
 
-def test_sound_is_learned_as_mu_law_or_as_it_is(quality: Any, suite: Path) -> None:
+def test_sound_is_learned_as_mu_law_or_as_it_is(suite: Path) -> None:
     raw = (suite / "audio_x" / "test.s16le").read_bytes()
     assert quality.open_task(suite, "audio_x:pcm16").payloads["test"].tobytes() == raw
     task = quality.open_task(suite, "audio_x")
@@ -131,7 +113,7 @@ def test_sound_is_learned_as_mu_law_or_as_it_is(quality: Any, suite: Path) -> No
     assert np.bincount(task.owners).tolist() == [3000] * 5, "an item's share of samples"
 
 
-def test_tiles_of_one_photograph_are_one_item(quality: Any, suite: Path, tmp_path: Path) -> None:
+def test_tiles_of_one_photograph_are_one_item(suite: Path, tmp_path: Path) -> None:
     assert np.bincount(quality.open_task(suite, "image_x").owners).tolist() == [6144, 6144, 3072]
     (tmp_path / "test.index.json").write_text('[["a", 5], ["b", 6]]')
     with pytest.raises(DataError, match="names 11 bytes, and the split has 10"):
@@ -139,7 +121,7 @@ def test_tiles_of_one_photograph_are_one_item(quality: Any, suite: Path, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["megabyte-pytorch", "mblm", "llama"])
-def test_a_peers_logits_are_causal_and_agree_with_the_loss_that_it_learns_by(quality: Any, name: str) -> None:
+def test_a_peers_logits_are_causal_and_agree_with_the_loss_that_it_learns_by(name: str) -> None:
     if name == "mblm":
         pytest.importorskip("mblm")
     torch.manual_seed(0)
@@ -172,7 +154,7 @@ def test_a_peers_logits_are_causal_and_agree_with_the_loss_that_it_learns_by(qua
     )
 
 
-def test_ours_is_scored_by_what_forward_says(quality: Any, suite: Path) -> None:
+def test_ours_is_scored_by_what_forward_says(suite: Path) -> None:
     task = quality.open_task(suite, "text_x")
     torch.manual_seed(0)
     model = Multiscale(tiny(64).model).eval()
@@ -185,7 +167,7 @@ def test_ours_is_scored_by_what_forward_says(quality: Any, suite: Path) -> None:
             assert np.allclose(found[start : start + 63], expected.numpy(), atol=1e-5)
 
 
-def test_who_diverged_is_not_chosen_and_the_test_split_has_no_say(quality: Any) -> None:
+def test_who_diverged_is_not_chosen_and_the_test_split_has_no_say() -> None:
     rows = [
         {"way": "a", "valid": None, "test": None},
         {"way": "b", "valid": 2.5, "test": 1.0},
@@ -195,7 +177,7 @@ def test_who_diverged_is_not_chosen_and_the_test_split_has_no_say(quality: Any) 
     assert quality.chosen(rows[:1]) is None
 
 
-def test_a_summary_has_means_over_seeds_and_ratios_to_the_best_peer(quality: Any) -> None:
+def test_a_summary_has_means_over_seeds_and_ratios_to_the_best_peer() -> None:
     def row(test: float, items: list[list[float]]) -> dict[str, Any]:
         same = {"way": "w", "mode": "fp32", "parameters": 1, "batch_size": 1, "context": 8}
         return {"test": test, "items": items, "bytes": 10, "steps": 1, "seconds": 1.0, **same}
@@ -217,7 +199,7 @@ def test_a_summary_has_means_over_seeds_and_ratios_to_the_best_peer(quality: Any
 
 
 def test_all_is_run_written_and_gone_on_with(
-    quality: Any, suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     report = tmp_path / "quality.json"
     about: dict[str, Any] = {
@@ -262,7 +244,7 @@ def test_all_is_run_written_and_gone_on_with(
 
 
 def test_a_run_that_diverges_is_noted_and_the_others_go_on(
-    quality: Any, suite: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    suite: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     quality.main(
         quality.Options(
@@ -289,9 +271,7 @@ def test_a_run_that_diverges_is_noted_and_the_others_go_on(
         ("code_bare", "must hold one file train"),
     ],
 )
-def test_what_cannot_be_compared_gets_a_line(
-    quality: Any, suite: Path, tmp_path: Path, name: str, problem: str
-) -> None:
+def test_what_cannot_be_compared_gets_a_line(suite: Path, tmp_path: Path, name: str, problem: str) -> None:
     for other, meta in (("image_wide", {"shape": [64, 64, 3]}), ("code_bare", {})):
         write_set(tmp_path / other, "bin", {}, **meta)
     folder = tmp_path if (tmp_path / name).exists() else suite

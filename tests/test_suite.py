@@ -1,39 +1,25 @@
 """benchmarks/suite.py: what it makes of packages, and what it says without them. Nothing is downloaded."""
 
-import importlib.util
 import json
 import struct
 import sys
 import zipfile
 import zlib
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
+import suite
 from PIL import Image
 
 
-@pytest.fixture(scope="module")
-def suite() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "suite_program", Path(__file__).parents[1] / "benchmarks" / "suite.py"
-    )
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look for it there
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_splits_follow_from_the_name_alone(suite: Any) -> None:
+def test_splits_follow_from_the_name_alone() -> None:
     assert suite.split_of("British Raj") == "test"
     found = [suite.split_of(str(number), 80, 90) for number in range(4000)]
     assert [round(found.count(split) / 400) for split in ("train", "valid", "test")] == [8, 1, 1]
 
 
-def test_tiles_are_the_middle_of_a_picture_row_by_row(suite: Any) -> None:
+def test_tiles_are_the_middle_of_a_picture_row_by_row() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 15, 3), np.uint8)
     found = suite.tiles(Image.fromarray(pixels), short_side=9, side=4)
     middle = pixels[0:8, 1:13]
@@ -45,7 +31,7 @@ def test_tiles_are_the_middle_of_a_picture_row_by_row(suite: Any) -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_resources_are_read_with_their_folders(suite: Any, version: int) -> None:
+def test_resources_are_read_with_their_folders(version: int) -> None:
     """A root with a folder of one plain, one deflated, and one zstd file, which is left out."""
     names, offsets = b"", {}
     for name in ("", "animals", "cat.webp", "dog.webp", "scene.qml"):
@@ -68,7 +54,7 @@ def test_resources_are_read_with_their_folders(suite: Any, version: int) -> None
     assert found == {"animals/cat.webp": b"meow", "animals/dog.webp": b"woof"}
 
 
-def test_a_set_has_its_splits_with_their_items_and_sums(suite: Any, tmp_path: Path) -> None:
+def test_a_set_has_its_splits_with_their_items_and_sums(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "wiki.whl", "w") as archive:
         entries = {f"key {number}": {"title": "Title", "extract": f" text {number} "} for number in range(60)}
         entries["again"] = {"title": "Title", "extract": " text 7 "}
@@ -85,7 +71,7 @@ def test_a_set_has_its_splits_with_their_items_and_sums(suite: Any, tmp_path: Pa
 
 
 def test_what_cannot_be_had_is_named_and_the_rest_is_built(
-    suite: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(suite.shutil, "which", lambda name: None)
     with zipfile.ZipFile(tmp_path / "wiki.whl", "w") as archive:

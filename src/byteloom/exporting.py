@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from byteloom.layers.state import StackState
-from byteloom.models.decoding import State, note_distances, note_tags, run_on_device
+from byteloom.models.decoding import State, note_tags, run_on_device
+from byteloom.models.guesses import note_bytes
 from byteloom.models.multiscale import Multiscale
 
 
@@ -32,7 +33,7 @@ class Step(nn.Module):
         if state.kinds is not None:
             note_tags(self.model, ids, state, None)
         if state.distances is not None:
-            note_distances(self.model, ids, state, None)
+            note_bytes(self.model.config, ids, state, None)
         for stage in range(self.first, len(self.model.stacks)):
             span = self.model.spans[stage]
             run_on_device(self.model, stage, torch.div(position + 1, span, rounding_mode="floor").expand(batch), state)
@@ -74,6 +75,7 @@ def with_tensors(state: State, tensors: list[Tensor]) -> State:
     since = None if state.since is None else next(rest)
     kept = None if state.distances is None else next(rest)
     predicted = None if state.predicted is None else next(rest)
+    filters = None if state.filters is None else next(rest)
     parents = [next(rest) for _ in state.parents]
     stacks = []
     for stack in state.stacks:
@@ -81,5 +83,5 @@ def with_tensors(state: State, tensors: list[Tensor]) -> State:
         shifted = [(next(rest), next(rest)) for _ in stack.shifted]
         rope = None if stack.rope is None else cast(tuple[Tensor, Tensor], (next(rest), next(rest)))
         stacks.append(StackState(keys, values, shifted, rope))
-    tags = (kinds, since, kept, predicted)
+    tags = (kinds, since, kept, predicted, filters)
     return State(ids, state.lengths, stacks, parents, logits, *tags, state.first_mark, state.prefix)

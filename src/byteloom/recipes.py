@@ -301,13 +301,13 @@ LONGER = (2, 3, 4, 5, 6, 8)
 """What recipes of text and code look up. Longer strings gain more in the first pass over the data and lose it later."""
 PIXELS = PredictorConfig(guess="picture", width=32, side=2)
 FRAMES = PredictorConfig(guess="picture", width=64, side=2)
+SAMPLES = PredictorConfig(guess="mulaw", channels=1, told=True)
 IMAGE: dict[str, Any] = {
     "patches": (12,),
     "window": 16,
     "offsets": (2, 3, 6, 9, 186, 192),  # in the patch, in the one beside it and in the one above
     "context": 3084,  # a picture and what stands before it
     "modalities": modalities("image", image=PIXELS),
-    "embedder": EmbedderConfig(kind="universal"),
 }
 """What recipes of pictures share."""
 AUDIO: dict[str, Any] = {
@@ -315,10 +315,9 @@ AUDIO: dict[str, Any] = {
     "window": 16,
     "offsets": tuple(range(2, 17)),
     "context": 2048,
-    "modalities": modalities("audio"),
-    "embedder": EmbedderConfig(kind="universal"),
+    "modalities": modalities("audio", audio=SAMPLES),
 }
-AUDIO16 = AUDIO | {"coding": "pcm16"}
+AUDIO16 = AUDIO | {"coding": "pcm16", "modalities": modalities("audio", audio=replace(SAMPLES, guess="pcm16"))}
 """What recipes of sound share, in mu-law and in 16-bit samples."""
 VIDEO: dict[str, Any] = {
     "patches": (12,),
@@ -326,7 +325,6 @@ VIDEO: dict[str, Any] = {
     "offsets": (2, 3, 6, 9, 378, 384),  # as in pictures
     "context": 3072,  # a quarter of a frame: at this budget more steps are worth more than the frame before
     "modalities": modalities("video", video=FRAMES),
-    "embedder": EmbedderConfig(kind="universal"),
 }
 """What recipes of video share."""
 MIXED: dict[str, Any] = {
@@ -334,7 +332,7 @@ MIXED: dict[str, Any] = {
     "window": 32,
     "offsets": (2, 3, 6, 9, 186, 192),
     "context": 3072,
-    "modalities": modalities("text", "image", "audio", image=PIXELS),
+    "modalities": modalities("text", "image", "audio", image=PIXELS, audio=SAMPLES),
     "embedder": EmbedderConfig(kind="specific"),
     "heads": "by_modality",
 }
@@ -366,7 +364,7 @@ def _samples(
             init_std=0.08 if small else 0.02,
             init_waves=32.0,
             modalities=kind["modalities"],
-            embedder=kind["embedder"],
+            embedder=kind.get("embedder", EmbedderConfig(kind="universal")),
             heads=kind.get("heads", "shared"),
         ),
         optim=OptimConfig(learning_rate=learning_rate, muon_learning_rate=0.01, warmup=0.05 if small else 0.02),

@@ -82,6 +82,20 @@ class PatchConfig:
             raise ValueError(f"{name}.embed_bias is the projection's; it needs projection to be True")
 
 
+@torch.no_grad()
+def draw_waves(weight: Tensor, std: float, waves: float) -> None:
+    """Vectors of bytes (256, D) anew: channel i of byte v is sqrt(2) std cos(2 pi (f_i v / 256 + phase_i)).
+
+    Frequencies f_i lie between a quarter and `waves`, even on a log scale: near values begin as near vectors, and are
+    still told apart.
+    """
+    shape, device = weight.shape[1:], weight.device
+    frequencies = torch.exp(torch.rand(shape, device=device) * math.log(waves / 0.25)) * 0.25
+    values = torch.arange(VOCABULARY.num_bytes, device=device).unsqueeze(-1) / VOCABULARY.num_bytes
+    phases = torch.rand(shape, device=device)
+    weight.copy_(2**0.5 * std * torch.cos(2 * math.pi * (frequencies * values + phases)))
+
+
 class AttentionPool(nn.Module):
     """A patch's byte vectors to a few, each what one trained query finds among them: (N, P, E) -> (N, Q * E)."""
 
@@ -157,9 +171,6 @@ class PatchEmbedder(nn.Module):
     def init_bytes(self, std: float, waves: float | None) -> None:
         """Scale vectors that are summed to the length of one, and with `waves` draw those of bytes anew. Strings are
         zero, so that those never met say nothing.
-
-        Then channel i of byte v is sqrt(2) std cos(2 pi (f_i v / 256 + phase_i)), with frequencies between a quarter
-        and `waves`, even on a log scale: near values begin as near vectors, and are still told apart.
         """
         if self.strings is not None:
             nn.init.zeros_(self.strings.weight)
@@ -172,13 +183,7 @@ class PatchEmbedder(nn.Module):
             return
         for weight, count, length in tables:
             for rows in weight.unflatten(0, (count, -1)):
-                shape = rows.shape[1:]
-                frequencies = torch.exp(torch.rand(shape, device=rows.device) * math.log(waves / 0.25)) * 0.25
-                values = torch.arange(VOCABULARY.num_bytes, device=rows.device).unsqueeze(-1) / VOCABULARY.num_bytes
-                phases = torch.rand(shape, device=rows.device)
-                rows[: VOCABULARY.num_bytes] = (
-                    2**0.5 * std * length * torch.cos(2 * math.pi * (frequencies * values + phases))
-                )
+                draw_waves(rows[: VOCABULARY.num_bytes], std * length, waves)
 
     @property
     def matrices(self) -> list[nn.Module]:

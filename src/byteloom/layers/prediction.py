@@ -1,8 +1,9 @@
-"""Pixels as their distance from a guess: ids (B, T) and where they stand -> predictions (B, T), and distances.
+"""Pixels and samples as distances from a guess: ids (B, T) and where they stand -> predictions (B, T), and distances.
 
-A pixel is near to what its neighbours say. As PNG's filters do, a guess is made from those before it, and what a model
-reads and predicts is the distance from it: a byte for a byte, so bits are those of the bytes themselves, and no byte is
-lost. Cost: some additions a byte.
+A pixel is near to what its neighbours say, a sample of sound to what continues those before. As PNG's and FLAC's
+predictors do, a guess is made from them, and what a model reads and predicts is the distance from it: a byte for a
+byte, so bits are those of the bytes themselves, and no byte is lost. Cost of pixels: some additions a byte; of samples:
+layers/linear_prediction.py.
 """
 
 import functools
@@ -13,6 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from byteloom.layers import linear_prediction
+from byteloom.layers.linear_prediction import Layout, ranked
+
 Sum = tuple[int, ...]
 """How many bytes back those are that are added; a negative one is subtracted."""
 
@@ -21,14 +25,17 @@ Sum = tuple[int, ...]
 class PredictorConfig:
     """How the bytes of a modality are guessed."""
 
-    guess: Literal["none", "picture"] = "none"
-    """"picture": from the pixels to the left and above; "none": bytes are read and predicted as they are."""
+    guess: Literal["none", "picture", "pcm8", "pcm16", "mulaw"] = "none"
+    """"picture": from the pixels to the left and above; "pcm8", "pcm16", "mulaw": sound of that coding, from the
+    samples before; "none": bytes are read and predicted as they are."""
     channels: int = 3
-    """Bytes of a pixel."""
+    """Bytes of a pixel, or channels of sound."""
     width: int = 32
     """Pixels in a row."""
     side: int = 1
     """Side in pixels of the square patches in whose order a picture is read; 1: row by row."""
+    told: bool = False
+    """Whether the finest stage reads the guess too, and not only what was left of those before."""
 
     def __post_init__(self) -> None:
         for name in ("channels", "width", "side"):
@@ -38,9 +45,14 @@ class PredictorConfig:
             raise ValueError(f"PredictorConfig.side is {self.side}, which does not divide width {self.width}")
 
     @property
+    def sound(self) -> Layout | None:
+        """How samples lie in bytes; None where it is no sound that is guessed."""
+        return None if self.guess in ("none", "picture") else Layout(self.guess, self.channels)
+
+    @property
     def reach(self) -> int:
         """How many bytes back a guess reads."""
-        return int(tables(self)[2].max())
+        return int(tables(self)[2].max()) if self.sound is None else self.sound.reach + self.sound.block
 
 
 def sums(config: PredictorConfig) -> tuple[tuple[Sum, ...], ...]:
@@ -86,7 +98,8 @@ def tables(config: PredictorConfig) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 def predictions(config: PredictorConfig, ids: Tensor, since: Tensor, first: Tensor | int = 0) -> Tensor:
     """What to subtract from the byte at each position, modulo 256, to have its distance from the guess: (B, T) int64.
 
-    Distances are 128 where the guess is right. Where no guess can be made it is 0.
+    Distances are 128 where the guess is right. Where no guess can be made it is 0. Of mu-law it is 256 more: there not
+    the codes but their ranks by what they stand for are compared.
 
     Args:
         config: how.
@@ -94,6 +107,8 @@ def predictions(config: PredictorConfig, ids: Tensor, since: Tensor, first: Tens
         since: (B, T), how much of the segment's data stands before each position.
         first: (B,) or (), the number of the sequence's first known byte within the row: what is before is not read.
     """
+    if config.sound is not None:
+        return linear_prediction.predictions(config.sound, ids, since)
     backs, signs, needs = (torch.from_numpy(table).to(ids.device) for table in tables(config))
     column = torch.arange(ids.shape[1], device=ids.device)
     known = torch.minimum(since, column - (first.unsqueeze(1) if isinstance(first, Tensor) else first))
@@ -110,10 +125,11 @@ def predictions(config: PredictorConfig, ids: Tensor, since: Tensor, first: Tens
 
 def distances(ids: Tensor, predicted: Tensor) -> Tensor:
     """Bytes (...) as distances from their predictions (...); other ids stay as they are."""
-    return torch.where(ids < 256, (ids - predicted) % 256, ids)
+    data = ids < 256
+    return torch.where(data, (torch.where(data & (predicted > 255), ranked(ids), ids) - predicted) % 256, ids)
 
 
 def of_bytes(logits: Tensor, predicted: Tensor) -> Tensor:
     """Logits (..., V) of distances from predictions (...) as logits of the bytes themselves."""
-    values = (torch.arange(256, device=logits.device) - predicted.unsqueeze(-1)) % 256
+    values = distances(torch.arange(256, device=logits.device), predicted.unsqueeze(-1))
     return torch.cat((logits[..., :256].gather(-1, values), logits[..., 256:]), dim=-1)

@@ -204,6 +204,11 @@ class ModelConfig:
         """How bytes are guessed, by the index of their kind."""
         return {i: m.predictor for i, m in enumerate(self.modalities, 1) if m.predictor.guess != "none"}
 
+    @property
+    def told(self) -> bool:
+        """Whether the finest stage reads guesses."""
+        return any(predictor.told for predictor in self.predictors.values())
+
     def span(self, stage: int) -> int:
         """Bytes that one position of this stage stands for."""
         return prod(s.patch_size or 1 for s in self.stages[stage:]) if stage != -1 else 1

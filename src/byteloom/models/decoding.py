@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from byteloom.layers.modalities import Tagged
-from byteloom.layers.prediction import distances
 from byteloom.layers.state import Past, StackState
 from byteloom.layers.transformer import autocast_dtype
 from byteloom.losses import VOCABULARY
+from byteloom.models.guesses import no_filters, note_bytes, note_prompt, predictions
 
 if TYPE_CHECKING:
     from byteloom.models.multiscale import Multiscale
@@ -52,6 +52,8 @@ class State:
     """(B, max_length), what the model reads where it guesses bytes; None: the bytes themselves."""
     predicted: Tensor | None = None
     """(B,), what is taken from each row's next byte."""
+    filters: Tensor | None = None
+    """(B, channels, ORDER), by which samples of sound are guessed in each row; None where none are."""
     first_mark: Tensor | None = None
     """(B,), the mark in force before the first byte; None: none."""
     prefix: Tensor | None = None
@@ -63,7 +65,8 @@ class State:
 
     def tensors(self) -> list[Tensor]:
         """All of them that are on the device."""
-        tags = [x for x in (self.kinds, self.since, self.distances, self.predicted) if x is not None]
+        known = (self.kinds, self.since, self.distances, self.predicted, self.filters)
+        tags = [x for x in known if x is not None]
         return [self.ids, self.logits, *tags, *self.parents, *(x for stack in self.stacks for x in stack.tensors())]
 
     @property
@@ -93,6 +96,7 @@ class State:
             since=None if self.since is None else self.since[rows],
             distances=None if self.distances is None else self.distances[rows],
             predicted=None if self.predicted is None else self.predicted[rows],
+            filters=None if self.filters is None else self.filters[rows],
             first_mark=None if self.first_mark is None else self.first_mark[rows],
             prefix=None if self.prefix is None else self.prefix[rows],
             compiled=self.compiled,
@@ -143,7 +147,10 @@ def start(
         tags = model.tag(state.ids.new_zeros(batch, max_length + 1), mark, since)
         state.kinds, state.since = (x.contiguous() for x in (tags.kinds, tags.since) if x is not None)
     if model.config.predictors:
-        state.distances, state.predicted = torch.zeros_like(state.ids), torch.zeros_like(state.ids[:, 0])
+        kinds, since = (cast(Tensor, tag)[:, :1] for tag in (state.kinds, state.since))
+        state.distances = torch.zeros_like(state.ids)
+        state.predicted = predictions(model.config, torch.zeros_like(since), kinds, since).squeeze(1)
+        state.filters = no_filters(model.config, batch, device)
     if prefix is not None:
         last = torch.full((batch,), prefix.shape[1] - 1, device=device)
         model.stacks[0].extend(prefix.to(weight.dtype), None, state.stacks[0], last)
@@ -169,7 +176,7 @@ def step(model: "Multiscale", ids: Tensor, state: State, rows: Sequence[int] | N
     if state.kinds is not None and state.since is not None:
         note_tags(model, ids, state, chosen if rows is not None else None)
     if state.distances is not None:
-        note_distances(model, ids, state, chosen if rows is not None else None)
+        note_bytes(model.config, ids, state, None if rows is None else torch.tensor(chosen, device=ids.device))
     for row in chosen:
         lengths[row] += 1
     state.lengths = torch.tensor(lengths)
@@ -197,21 +204,6 @@ def note_tags(model: "Multiscale", ids: Tensor, state: State, rows: Sequence[int
     before = kinds[every, at].masked_fill(ids == VOCABULARY.bos_id, 0)
     kinds[every, at + 1] = torch.where(is_mark, named, before)
     since[every, at + 1] = (since[every, at] + 1).masked_fill(structure, 0)
-
-
-def note_distances(model: "Multiscale", ids: Tensor, state: State, rows: Sequence[int] | None) -> None:
-    """What the model reads of ids (N,), appended to these rows (None: all), and the prediction of what follows them."""
-    kept, predicted = cast(Tensor, state.distances), cast(Tensor, state.predicted)
-    kinds, since, device = cast(Tensor, state.kinds), cast(Tensor, state.since), ids.device
-    every = torch.arange(kept.shape[0], device=device) if rows is None else torch.tensor(rows, device=device)
-    at = state.lengths.to(device)[every]
-    kept[every, at] = distances(ids, predicted[every])
-    reach = max(config.reach for config in model.config.predictors.values())
-    places = at.unsqueeze(1) + torch.arange(1 - reach, 2, device=device)
-    row, last = every.unsqueeze(1), state.ids.shape[1] - 1
-    read = state.ids[row, places.clamp(0, last)]  # of the place after the last id only the tags are read
-    tags = (tag[row, places.clamp(min=0)] for tag in (kinds, since))
-    predicted[every] = model.predictions(read, *tags, first=(reach - 1 - at).clamp(min=0))[:, -1]
 
 
 def advance(model: "Multiscale", state: State, rows: Sequence[int]) -> None:
@@ -254,13 +246,15 @@ def run(model: "Multiscale", stage: int, rows: Sequence[int], positions: list[in
     if model.is_late(stage):
         positions = [p + p // siblings for p in positions]  # a patch has one position more
     places = positions if stage else [p + state.offset for p in positions]
+    predicted = None if state.predicted is None else state.predicted[where]
+    if stage == len(model.expanders):
+        x = model.tell(x, predicted)
     h = stack.step(x, places, state.stacks[stage], some)
     if stage < len(model.expanders):
         share = model.expanders[stage](h.unsqueeze(1))
         state.parents[stage][where] = share.to(state.parents[stage].dtype)
         return
     kinds = state.next_kinds(state.lengths.to(device))
-    predicted = None if state.predicted is None else state.predicted[where]
     logits = model.logits(h, None if kinds is None else kinds[where], predicted).to(state.logits.dtype)
     if not late:
         state.logits[where] = logits
@@ -306,6 +300,8 @@ def run_on_device(model: "Multiscale", stage: int, positions: Tensor, state: Sta
     x = torch.where(first.unsqueeze(-1), start, content.to(start.dtype))
     if siblings:
         x = x + state.parents[stage - 1][every, positions % siblings]
+    if stage == len(model.expanders):
+        x = model.tell(x, state.predicted)
     h = stack.step_on_device(x, positions if stage else positions + state.offset, state.stacks[stage])
     if stage < len(model.expanders):
         state.parents[stage].copy_(model.expanders[stage](h.unsqueeze(1)).view_as(state.parents[stage]))
@@ -377,9 +373,9 @@ def prefill(
         for known, found in ((state.kinds, read.kinds), (state.since, read.since)):
             size = min(known.shape[1], longest + 1)
             known[:, :size] = cast(Tensor, found)[:, :size]
-    if state.distances is not None and state.predicted is not None:
+    if state.distances is not None:
         state.distances[:, :longest] = read.ids[:, :longest]
-        state.predicted[:] = cast(Tensor, read.predictions)[rows, ends]
+        note_prompt(model.config, ids, read, ends, state)
     x = model.inputs(0, read, None, 0, ids.shape[1] // span)
     x = x if state.prefix is None else torch.cat((state.prefix.to(x.dtype), x), dim=1)
     h, _ = model.stacks[0].extend(x, None, state.stacks[0], ends // span + state.offset)
@@ -432,4 +428,7 @@ def patch_inputs(model: "Multiscale", stage: int, read: Tagged, patches: Tensor)
     places = patches[:, None] * size + torch.arange(-embedder.halo, size, device=patches.device)
     part = read.map(lambda x: x.gather(1, places.clamp(min=0)))
     content = model.embed(stage, part, embedder.halo, places >= 0)
-    return torch.cat((model.starts[stage].to(content.dtype).expand(part.ids.shape[0], 1, -1), content[:, :-1]), dim=1)
+    start = model.starts[stage].to(content.dtype).expand(part.ids.shape[0], 1, -1)
+    x = torch.cat((start, content[:, :-1]), dim=1)
+    told = None if part.predictions is None or stage < len(model.expanders) else part.predictions[:, embedder.halo :]
+    return model.tell(x, told)

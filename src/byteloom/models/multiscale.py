@@ -19,14 +19,15 @@ from torch.utils.checkpoint import checkpoint
 from byteloom.layers.continuous import UniversalPatchEmbedder
 from byteloom.layers.linear import Linear, multiply
 from byteloom.layers.modalities import Embedder, FusedEmbedder, ModalEmbedder, Tagged, through_kinds
-from byteloom.layers.patching import Expander, PatchEmbedder
-from byteloom.layers.prediction import distances, of_bytes, predictions
+from byteloom.layers.patching import Expander, PatchEmbedder, draw_waves
+from byteloom.layers.prediction import distances, of_bytes
 from byteloom.layers.state import Past
 from byteloom.layers.transformer import Stack
 from byteloom.losses import VOCABULARY, Loss, cross_entropy, marks_in_force, places_in_segment, summed_loss
 from byteloom.models import decoding
 from byteloom.models.config import ModelConfig
 from byteloom.models.decoding import State
+from byteloom.models.guesses import predictions
 
 Inputs = Sequence[tuple[str | int | Tensor, Tensor]]
 """Continuous inputs: the modality of each, as `UniversalPatchEmbedder` takes it, and its features (B, ...)."""
@@ -59,6 +60,7 @@ class Multiscale(nn.Module):
             self.heads = nn.ModuleList(Linear(config.stages[-1].dim, size, bias=False) for size in sizes)
         self.head_bias = nn.Parameter(torch.empty(config.vocab_size)) if config.head_bias else None
         self.conditions = UniversalPatchEmbedder(config.inputs, config.stages[0].dim) if config.inputs else None
+        self.guesses = nn.Embedding(VOCABULARY.num_bytes, config.stages[-1].dim) if config.told else None
         self.spans = tuple(config.span(i) for i in range(len(config.stages)))
         self._kind_of_mark: Tensor | None = None
         self.init_weights()
@@ -78,6 +80,8 @@ class Multiscale(nn.Module):
         for module in self.modules():
             if isinstance(module, PatchEmbedder):
                 module.init_bytes(std, self.config.init_waves)
+        if self.guesses is not None and self.config.init_waves is not None:
+            draw_waves(self.guesses.weight, std, self.config.init_waves)
         for stack in self.stacks:
             if stack.config.zero_init:
                 for block in stack.blocks:
@@ -211,15 +215,8 @@ class Multiscale(nn.Module):
         places = places_in_segment(ids, since)
         if not self.config.predictors:
             return Tagged(ids, kinds, places)
-        predicted = self.predictions(ids, kinds, places)
+        predicted = predictions(self.config, ids, kinds, places)
         return Tagged(distances(ids, predicted), kinds, places, predicted)
-
-    def predictions(self, ids: Tensor, kinds: Tensor, since: Tensor, first: Tensor | int = 0) -> Tensor:
-        """What is taken from each byte of ids (B, T), modulo 256, as `layers.prediction.predictions` has it; (B, T)."""
-        predicted = torch.zeros_like(ids)
-        for kind, config in self.config.predictors.items():
-            predicted = torch.where(kinds == kind, predictions(config, ids, since, first), predicted)
-        return predicted
 
     def kind_of_mark(self, device: torch.device) -> Tensor:
         """(marks,), for each mark the index of its modality among the config's kinds; 0 where it has none."""
@@ -317,7 +314,13 @@ class Multiscale(nn.Module):
             x = torch.cat((first, content), dim=2)[:, :, : reach.patch_size].flatten(1, 2)
         late = self.config.late_parent and reach.patch_size is not None
         x = x.to(start.dtype)  # under autocast too the stream between layers is as wide as the weights
+        if stage == len(self.stacks) - 1 and tagged.predictions is not None:
+            x = self.tell(x, tagged.predictions[:, begin:end])
         return x if parent is None or late else x + parent
+
+    def tell(self, x: Tensor, predicted: Tensor | None) -> Tensor:
+        """The finest stage's input (..., D) with what is guessed of the byte to be predicted there, (...)."""
+        return x if self.guesses is None or predicted is None else x + self.guesses(predicted % VOCABULARY.num_bytes)
 
     def merge_late(self, h: Tensor) -> Tensor:
         """Of P + 1 outputs a patch (B, K * (P + 1), D), those that predict bytes 0, 1, ... (B, K * P + 1, D)."""

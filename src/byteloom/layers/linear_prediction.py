@@ -1,0 +1,164 @@
+"""Samples of sound, guessed from those before: ids (B, T) -> what a sample will be about, by linear prediction.
+
+The filter that would have predicted the last `WINDOW` samples best is found anew every `BLOCK` samples from what has
+been read, so it costs no bytes (backward adaptation, as in ITU-T G.728, section 3.7). Products of samples are summed as
+whole numbers below 2^53 and filters rounded to multiples of 2^-`FRACTION`: a guess does not depend on how many
+sequences or positions are computed at once. Cost: some 600 multiplications a sample, in float64.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+ORDER = 32
+"""Samples that a guess is a weighted sum of."""
+WINDOW = 256
+"""Samples that a filter is fitted to."""
+BLOCK = 8
+"""Samples for which a filter is kept."""
+FRACTION = 14
+NOISE = 3e-5
+"""Share of the power that is added as white noise, so that a filter stays stable (as in G.728)."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How samples lie in bytes."""
+
+    coding: str
+    """"pcm8", "pcm16" (little-endian) or "mulaw", as codecs/audio.py has them."""
+    channels: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of a sample."""
+        return 2 if self.coding == "pcm16" else 1
+
+    @property
+    def stride(self) -> int:
+        """Bytes from a sample to the next of its channel."""
+        return self.size * self.channels
+
+    @property
+    def block(self) -> int:
+        """Bytes for which a filter is kept."""
+        return self.stride * BLOCK
+
+    @property
+    def reach(self) -> int:
+        """How many bytes back a filter reads."""
+        return self.stride * WINDOW
+
+
+def taper(device: torch.device) -> Tensor:
+    """(WINDOW,) whole numbers up to 63, the weight of each sample from the newest back: most at a quarter."""
+    share = (torch.arange(WINDOW, dtype=torch.float64, device=device) + 0.5) / WINDOW
+    return (63 * torch.sin(math.pi * share.sqrt())).round()
+
+
+def levels(device: torch.device) -> Tensor:
+    """(256,), of G.711 mu-law the 16-bit sample of each code, in the order of `ranked`."""
+    step = torch.arange(128, device=device)
+    magnitude = (((step & 15) << 3) + 132 << (step >> 4)) - 132
+    return torch.cat((-magnitude.flip(0), magnitude)).double()
+
+
+def ranked(codes: Tensor) -> Tensor:
+    """Mu-law codes by what they stand for, rising, from 0 to 255; and back."""
+    return torch.where(codes < 128, codes, 383 - codes)
+
+
+def samples(layout: Layout, ids: Tensor) -> Tensor:
+    """The sample that would end at each position of ids (B, T): (B, T) float64."""
+    ids = ids.clamp(max=255)
+    if layout.coding == "mulaw":
+        return levels(ids.device)[ranked(ids)]
+    if layout.coding == "pcm8":
+        return (ids - 128).double()
+    return (F.pad(ids[:, :-1], (1, 0)) + 256 * ids - 65536 * (ids >= 128)).double()
+
+
+def filters(layout: Layout, values: Tensor, rows: Tensor, places: Tensor, first: Tensor) -> Tensor:
+    """Filters for blocks that begin at `places` (M,) of rows (M,) of `samples` (B, T): (M, channels, ORDER) float64.
+
+    Samples that begin before `first` (M,), as their segments may, are not read.
+    """
+    device = values.device
+    back = layout.stride * (torch.arange(WINDOW, device=device) + 1)
+    ends = layout.size * (torch.arange(layout.channels, device=device) + 1) - 1
+    index = places.view(-1, 1, 1) + ends.view(1, -1, 1) - back  # (M, channels, WINDOW)
+    known = index - layout.size + 1 >= first.view(-1, 1, 1)
+    read = values[rows.view(-1, 1, 1), index.clamp(min=0)] * known * taper(device)
+    lags = [(read[..., : WINDOW - lag] * read[..., lag:]).sum(-1) for lag in range(ORDER + 1)]
+    correlation = torch.stack(lags, dim=-1)  # exact
+    # Levinson and Durbin's recursion. One more than the power, for silence has filters too.
+    error = correlation[..., 0] * (1 + NOISE) + 1
+    found = correlation[..., 1:2] / error.unsqueeze(-1)
+    error = error * (1 - found[..., 0].square())
+    for lag in range(1, ORDER):
+        missed = correlation[..., lag + 1] - (found * correlation[..., 1 : lag + 1].flip(-1)).sum(-1)
+        share = (missed / error).unsqueeze(-1)
+        found = torch.cat((found - share * found.flip(-1), share), dim=-1)
+        error = error * (1 - share[..., 0].square())
+    limit = 16 * 2**FRACTION
+    return (found * 2**FRACTION).round().clamp(-limit, limit)
+
+
+def guesses(layout: Layout, values: Tensor, places: Tensor, since: Tensor, first: Tensor, weights: Tensor) -> Tensor:
+    """The guess at each of `places` (B, L) of `samples` (B, T): (B, L), whole numbers of 16 bits, or of 8 for pcm8.
+
+    There `since` (B, L) bytes of the segment stand before, the first that may be read is `first` (B, L), and the filter
+    is `weights` (B, L, ORDER).
+    """
+    back = layout.stride * (torch.arange(ORDER, device=values.device) + 1)
+    index = (places - since % layout.size + layout.size - 1).unsqueeze(-1) - back  # (B, L, ORDER)
+    known = index - layout.size + 1 >= first.unsqueeze(-1)
+    read = values.gather(1, index.clamp(min=0).flatten(1)).view(index.shape) * known
+    limit = 128 if layout.coding == "pcm8" else 1 << 15
+    return ((read * weights).sum(-1) / 2**FRACTION).round().clamp(-limit, limit - 1)
+
+
+def as_predictions(layout: Layout, guess: Tensor, since: Tensor, before: Tensor) -> Tensor:
+    """Guesses of samples as what to take from their bytes, `before` each of which stands another: all (B, L).
+
+    As `layers.prediction.predictions` has it: of mu-law 256 more, for it is the rank of a code that it is taken from.
+    Of a second byte the guess is that of the sample nearest to the guess that has the first byte.
+    """
+    if layout.coding == "mulaw":
+        known = levels(guess.device)
+        return 256 + (torch.bucketize(guess, (known[1:] + known[:-1]) / 2, right=True) - 128) % 256
+    whole = guess.long()
+    if layout.coding == "pcm8":
+        return whole % 256
+    nearest = whole + (before - whole + 128) % 256 - 128
+    return (torch.where(since % 2 == 0, whole, nearest >> 8) - 128) % 256
+
+
+def predictions(layout: Layout, ids: Tensor, since: Tensor) -> Tensor:
+    """As `layers.prediction.predictions` has it, at all positions of ids (B, T)."""
+    values, column = samples(layout, ids), torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    rows, places = begins(layout, since)
+    first = (column - since).clamp(min=0)
+    found = filters(layout, values, rows, places, first[rows, places])
+    number = torch.full_like(ids, len(rows))
+    number[rows, places] = torch.arange(len(rows), device=ids.device)
+    begin = column - since % layout.block
+    number = number.gather(1, begin.clamp(min=0)).masked_fill(begin < 0, len(rows))
+    found = torch.cat((found, found.new_zeros(1, *found.shape[1:])))  # the last is of blocks that began before
+    weights = found[number, since % layout.stride // layout.size]
+    guess = guesses(layout, values, column, since, first, weights)
+    return as_predictions(layout, guess, since, F.pad(ids[:, :-1], (1, 0)))
+
+
+def begins(layout: Layout, since: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (M,) and places (M,) where a block begins, given `since` (B, T)."""
+    if isinstance(since, FakeTensor) or since.device.type == "meta":  # no values: about as many as there would be
+        rows = torch.arange(since.shape[0], device=since.device)
+        places = torch.arange(0, since.shape[1], layout.block, device=since.device)
+        return rows.repeat_interleave(len(places)), places.repeat(len(rows))
+    rows, places = (since % layout.block == 0).nonzero().unbind(1)
+    return rows, places

@@ -1,0 +1,120 @@
+"""Guesses of samples: those of the normal equations, near what comes, and the same however they are computed."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from byteloom.codecs.audio import from_mulaw, to_mulaw
+from byteloom.layers import linear_prediction as lp
+from byteloom.layers.prediction import PredictorConfig, distances, predictions
+
+CODINGS = [("mulaw", 1), ("pcm16", 1), ("pcm16", 2), ("pcm8", 3)]
+
+
+def sound(length: int, channels: int, seed: int = 0) -> np.ndarray:
+    """Two tones and some noise in each channel, (length, channels) 16-bit samples."""
+    random, time = np.random.default_rng(seed), np.arange(length)[:, None]
+    phases = random.uniform(0, 6, (2, channels))
+    tones = 6000 * np.sin(0.11 * time + phases[0]) + 3000 * np.sin(0.47 * time + phases[1])
+    return (tones + random.normal(0, 40, (length, channels))).astype(np.int16)
+
+
+def as_ids(coding: str, samples: np.ndarray) -> Tensor:
+    """Samples as bytes (1, T)."""
+    if coding == "mulaw":
+        data = to_mulaw(samples)
+    elif coding == "pcm8":
+        data = (samples >> 8) + 128
+    else:
+        data = samples.astype("<i2").view(np.uint8)
+    return torch.from_numpy(data.astype(np.int64)).reshape(1, -1)
+
+
+def by_hand(values: np.ndarray) -> np.ndarray:
+    """The guess of each of samples (N,) of one channel, from the normal equations of each block."""
+    weight, found = lp.taper(torch.device("cpu")).numpy(), np.zeros(len(values))
+    for begin in range(0, len(values), lp.BLOCK):
+        past = np.concatenate((np.zeros(lp.WINDOW), values[:begin]))[: -lp.WINDOW - 1 : -1] * weight
+        power = np.array([past[: lp.WINDOW - lag] @ past[lag:] for lag in range(lp.ORDER + 1)])
+        matrix = power[abs(np.subtract.outer(np.arange(lp.ORDER), np.arange(lp.ORDER)))]
+        matrix += np.eye(lp.ORDER) * (power[0] * lp.NOISE + 1)
+        taps = np.round(np.linalg.solve(matrix, power[1:]) * 2**lp.FRACTION)
+        for place in range(begin, min(begin + lp.BLOCK, len(values))):
+            before = np.concatenate((np.zeros(lp.ORDER), values[:place]))[: -lp.ORDER - 1 : -1]
+            found[place] = np.round(taps @ before / 2**lp.FRACTION)
+    return found
+
+
+@pytest.mark.parametrize(("coding", "channels"), CODINGS)
+def test_guesses_are_those_of_the_normal_equations(coding: str, channels: int) -> None:
+    samples = sound(700, channels)
+    ids = as_ids(coding, samples)
+    layout, since = lp.Layout(coding, channels), torch.arange(ids.shape[1]).unsqueeze(0)
+    guess = lp.predictions(layout, ids, since)
+    known = {"mulaw": from_mulaw(to_mulaw(samples)), "pcm16": samples, "pcm8": samples >> 8}[coding]
+    wanted = np.stack([by_hand(channel.astype(np.float64)) for channel in known.T], axis=1)
+    limit = 128 if coding == "pcm8" else 1 << 15
+    whole = torch.from_numpy(np.clip(wanted, -limit, limit - 1)).reshape(1, -1).repeat_interleave(layout.size, 1)
+    same = guess == lp.as_predictions(layout, whole, since, torch.nn.functional.pad(ids[:, :-1], (1, 0)))
+    assert same.float().mean() > 0.99, "but for rounding"
+
+
+@pytest.mark.parametrize(("coding", "channels"), CODINGS)
+def test_what_continues_is_guessed(coding: str, channels: int) -> None:
+    ids = as_ids(coding, sound(600, channels))
+    config = PredictorConfig(guess=coding, channels=channels)
+    since = torch.arange(ids.shape[1]).unsqueeze(0)
+    found = distances(ids, predictions(config, ids, since))[0, ids.shape[1] // 2 :]
+    spread = (found - 128).abs().float()
+    if coding == "pcm16":
+        assert (spread[1::2] == 0).float().mean() > 0.85, "the second byte follows from guess and first byte"
+        spread = spread[::2]
+    assert spread.median() < {"mulaw": 5, "pcm16": 60, "pcm8": 2}[coding]
+
+
+@pytest.mark.parametrize(("coding", "channels"), CODINGS)
+def test_it_does_not_matter_how_many_are_guessed_at_once(coding: str, channels: int) -> None:
+    ids = torch.cat([as_ids(coding, sound(400, channels, seed)) for seed in range(3)])
+    ids = torch.cat((ids, torch.randint(0, 256, ids.shape)))
+    config, (batch, length) = PredictorConfig(guess=coding, channels=channels), ids.shape
+    since = torch.arange(5, length + 5).expand(batch, -1)
+    whole = predictions(config, ids, since)
+    for row in range(batch):
+        assert torch.equal(predictions(config, ids[row : row + 1], since[:1])[0], whole[row])
+    for end in (1, 100, length // 2, length - 1):
+        assert torch.equal(predictions(config, ids[:, :end], since[:, :end]), whole[:, :end])
+        first = max(0, end - config.reach)
+        part = predictions(config, ids[:, first : end + 1], since[:, first : end + 1])
+        assert torch.equal(part[:, -1], whole[:, end])
+
+
+def test_silence_and_the_loudest_square_are_guessed_without_trouble() -> None:
+    since = torch.arange(2000).unsqueeze(0)
+    for samples in (np.zeros(1000), np.full(1000, 32767), np.tile([32767] * 50 + [-32768] * 50, 10)):
+        ids = as_ids("pcm16", samples.astype(np.int16))
+        found = predictions(PredictorConfig(guess="pcm16", channels=1), ids, since)
+        assert int(found.min()) >= 0 and int(found.max()) < 256
+    assert (distances(ids, found)[0, 1::2] - 128).abs().float().mean() < 8
+
+
+def test_mu_law_is_compared_by_what_codes_stand_for() -> None:
+    codes = torch.arange(256)
+    assert torch.equal(lp.ranked(lp.ranked(codes)), codes)
+    known = lp.levels(torch.device("cpu"))
+    assert np.array_equal(known[lp.ranked(codes)].numpy(), from_mulaw(codes.numpy()))
+    assert (known.diff() >= 0).all()
+    layout = lp.Layout("mulaw", 1)
+    for value in (-32000, -1000, -3, 0, 5, 77, 31000):
+        found = lp.as_predictions(layout, torch.tensor([[float(value)]]), torch.zeros(1, 1), torch.zeros(1, 1))
+        code = torch.from_numpy(to_mulaw(np.array([[value]])).astype(np.int64))
+        near = 1 if abs(value) > 4 else 2  # there are two codes of zero
+        assert abs(int(distances(code, found)) - 128) <= near
+
+
+def test_the_weights_of_the_window_keep_sums_exact() -> None:
+    weight = lp.taper(torch.device("cpu"))
+    assert torch.equal(weight, weight.round()) and weight.min() >= 0
+    assert math.log2(float((weight * 32768).square().sum())) < 53
