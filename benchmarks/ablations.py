@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from byteloom.documents import DataError
+from byteloom.layers.prediction import PredictorConfig
 from byteloom.losses import bits_per_byte
 from byteloom.train import acceleration
 from byteloom.train.loop import RunConfig, TrainingError
@@ -79,13 +80,14 @@ def both(*changes: Change) -> Change:
     return change
 
 
-def unguessed(run: RunConfig) -> RunConfig:
-    """Bytes are not guessed."""
-    plain = tuple(
-        dataclasses.replace(modality, predictor=dataclasses.replace(modality.predictor, guess="none"))
-        for modality in run.model.modalities
-    )
-    return model(modalities=plain)(run)
+def predictors(change: Callable[[PredictorConfig], PredictorConfig]) -> Change:
+    """Bytes guessed in another way, in all modalities."""
+
+    def changed(run: RunConfig) -> RunConfig:
+        modalities = (dataclasses.replace(each, predictor=change(each.predictor)) for each in run.model.modalities)
+        return model(modalities=tuple(modalities))(run)
+
+    return changed
 
 
 COMMON: dict[str, Change] = {
@@ -126,6 +128,8 @@ OF_TEXT: dict[str, Change] = {
     ),
 }
 OF_SAMPLES: dict[str, Change] = {
+    "bytes are not guessed": predictors(lambda each: dataclasses.replace(each, guess="none")),
+    "guesses are told, or no longer": predictors(lambda each: dataclasses.replace(each, told=not each.told)),
     "no bytes at offsets": stage(-1, offsets=()),
     "bytes do not start as waves": model(init_waves=None),
     "strings of 2 to 4": stage(-1, ngrams=(2, 3, 4)),
@@ -133,7 +137,7 @@ OF_SAMPLES: dict[str, Change] = {
 CHANGES: dict[str, dict[str, Change]] = {
     "text": OF_TEXT | COMMON,
     "code": OF_TEXT | COMMON,
-    "image": {"bytes are not guessed": unguessed} | OF_SAMPLES | COMMON,
+    "image": OF_SAMPLES | COMMON,
     "audio": OF_SAMPLES | COMMON,
 }
 

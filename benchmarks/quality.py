@@ -17,7 +17,7 @@ picture) of a split is given to all. Each model is scored in windows as long as 
 What is chosen for whom, so that nobody is held back:
   ours      the recipe of the kind through `train`, as `byteloom train` does, without validation on the way. It learned
             documents; in the windows there are none, and what `byteloom evaluate` finds stands beside as "documents".
-            A picture's bytes it guesses from their neighbours (docs/modalities.md), which is part of the model: the
+            Pixels and samples it guesses from their neighbours (docs/modalities.md), which is part of the model: the
             bits are those of the bytes.
   paper     ours as arXiv 2305.07185 has it: isolated patches, learned positions, LayerNorm, ReLU, biases, initial
             weights of 0.006; no dropout, for in this time nothing is learned by heart.

@@ -1,5 +1,7 @@
 """Named runs."""
 
+import dataclasses
+
 import pytest
 
 from byteloom import recipes
@@ -63,3 +65,11 @@ def test_the_papers_models_have_its_shapes(name: str, patch_size: int, layers: t
 def test_a_million_bytes_take_three_stages() -> None:
     for name in ("million-small", "million-base"):
         assert len(recipes.by_name(name).model.stages) == 3 and recipes.by_name(name).model.context == 1 << 20
+
+
+def test_samples_are_not_guessed_as_what_they_are_not() -> None:
+    run = recipes.by_name("audio-small")
+    for coding, cure in (("pcm16", "to pcm16"), ("float32", "to none")):
+        media = dataclasses.replace(run.media, audio=dataclasses.replace(run.media.audio, coding=coding))
+        with pytest.raises(ValueError, match=rf"modalities\.0\.predictor\.guess {cure}"):
+            dataclasses.replace(run, media=media)

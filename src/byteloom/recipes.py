@@ -81,33 +81,33 @@ def image_large() -> RunConfig:
 
 
 def audio_small() -> RunConfig:
-    """Sound, a byte a sample in 8-bit mu-law, 10 minutes on 2 cores: patches of 4 and 32 samples."""
-    return _samples(AUDIO, (192, 2), (128, 1), (128, 1), batch_size=2)
+    """Sound, a byte a sample in 8-bit mu-law, 10 minutes on 2 cores: patches of 4 samples, which are guessed."""
+    return _samples(AUDIO, (128, 1), (128, 2), batch_size=2)
 
 
 def audio_base() -> RunConfig:
     """Sound in 8-bit mu-law on one GPU: the shape of audio-small, 17M parameters."""
-    return _samples(AUDIO, (512, 6), (384, 3), (256, 3), batch_size=16, learning_rate=2e-3, max_seconds=3600)
+    return _samples(AUDIO, (512, 4), (256, 4), batch_size=16, learning_rate=2e-3, max_seconds=3600)
 
 
 def audio_large() -> RunConfig:
-    """Sound in 8-bit mu-law on large GPUs: the shape of audio-small, 150M parameters."""
-    return _samples(AUDIO, (1024, 10), (768, 3), (512, 4), batch_size=32, learning_rate=1e-3, max_seconds=86400)
+    """Sound in 8-bit mu-law on large GPUs: the shape of audio-small, 155M parameters."""
+    return _samples(AUDIO, (1024, 10), (512, 8), batch_size=32, learning_rate=1e-3, max_seconds=86400)
 
 
 def audio16_small() -> RunConfig:
-    """Sound in 16-bit samples, 10 minutes on 2 cores: patches of 2 and 16 samples."""
-    return _samples(AUDIO16, (192, 2), (128, 1), (128, 1), batch_size=2)
+    """Sound in 16-bit samples, 10 minutes on 2 cores: patches of 2 samples, which are guessed."""
+    return _samples(AUDIO16, (128, 1), (128, 2), batch_size=2)
 
 
 def audio16_base() -> RunConfig:
     """Sound in 16-bit samples on one GPU: the shape of audio16-small, 17M parameters."""
-    return _samples(AUDIO16, (512, 6), (384, 3), (256, 3), batch_size=16, learning_rate=2e-3, max_seconds=3600)
+    return _samples(AUDIO16, (512, 4), (256, 4), batch_size=16, learning_rate=2e-3, max_seconds=3600)
 
 
 def audio16_large() -> RunConfig:
-    """Sound in 16-bit samples on large GPUs: the shape of audio16-small, 150M parameters."""
-    return _samples(AUDIO16, (1024, 10), (768, 3), (512, 4), batch_size=32, learning_rate=1e-3, max_seconds=86400)
+    """Sound in 16-bit samples on large GPUs: the shape of audio16-small, 155M parameters."""
+    return _samples(AUDIO16, (1024, 10), (512, 8), batch_size=32, learning_rate=1e-3, max_seconds=86400)
 
 
 def video_small() -> RunConfig:
@@ -303,7 +303,7 @@ PIXELS = PredictorConfig(guess="picture", width=32, side=2)
 FRAMES = PredictorConfig(guess="picture", width=64, side=2)
 SAMPLES = PredictorConfig(guess="mulaw", channels=1, told=True)
 IMAGE: dict[str, Any] = {
-    "patches": (12,),
+    "patch_size": 12,
     "window": 16,
     "offsets": (2, 3, 6, 9, 186, 192),  # in the patch, in the one beside it and in the one above
     "context": 3084,  # a picture and what stands before it
@@ -311,16 +311,17 @@ IMAGE: dict[str, Any] = {
 }
 """What recipes of pictures share."""
 AUDIO: dict[str, Any] = {
-    "patches": (8, 4),
-    "window": 16,
-    "offsets": tuple(range(2, 17)),
+    "patch_size": 4,
+    "window": 32,
+    "offsets": tuple(range(2, 9)),
+    "muon_learning_rate": 0.02,
     "context": 2048,
     "modalities": modalities("audio", audio=SAMPLES),
 }
 AUDIO16 = AUDIO | {"coding": "pcm16", "modalities": modalities("audio", audio=replace(SAMPLES, guess="pcm16"))}
 """What recipes of sound share, in mu-law and in 16-bit samples."""
 VIDEO: dict[str, Any] = {
-    "patches": (12,),
+    "patch_size": 12,
     "window": 16,
     "offsets": (2, 3, 6, 9, 378, 384),  # as in pictures
     "context": 3072,  # a quarter of a frame: at this budget more steps are worth more than the frame before
@@ -328,7 +329,7 @@ VIDEO: dict[str, Any] = {
 }
 """What recipes of video share."""
 MIXED: dict[str, Any] = {
-    "patches": (12,),
+    "patch_size": 12,
     "window": 32,
     "offsets": (2, 3, 6, 9, 186, 192),
     "context": 3072,
@@ -340,22 +341,22 @@ MIXED: dict[str, Any] = {
 
 
 def _samples(
-    kind: dict[str, Any], *sizes: tuple[int, int], batch_size: int, learning_rate: float = 3e-3,
+    kind: dict[str, Any], coarse: tuple[int, int], fine: tuple[int, int], batch_size: int, learning_rate: float = 3e-3,
     max_seconds: float = 600,
 ) -> RunConfig:  # fmt: skip
-    """Stages over media of a kind; `sizes` are their widths and layers, coarsest first."""
-    small, finest = max_seconds == 600, len(sizes) - 1
+    """Two stages over media of a kind, each of a width and so many layers."""
+    small, muon = max_seconds == 600, kind.get("muon_learning_rate", 0.01)
     stages = tuple(
         StageConfig(
             dim=dim,
             num_layers=layers,
             num_heads=dim // 64,
-            patch_size=patch_size,
+            patch_size=None if i else kind["patch_size"],
             window=kind["window"] if i else None,
-            offsets=kind["offsets"] if i == finest else (),
+            offsets=kind["offsets"] if i else (),
             token_shift=True,
         )
-        for i, ((dim, layers), patch_size) in enumerate(zip(sizes, (*kind["patches"], None), strict=True))
+        for i, (dim, layers) in enumerate((coarse, fine))
     )
     return RunConfig(
         model=ModelConfig(
@@ -367,7 +368,7 @@ def _samples(
             embedder=kind.get("embedder", EmbedderConfig(kind="universal")),
             heads=kind.get("heads", "shared"),
         ),
-        optim=OptimConfig(learning_rate=learning_rate, muon_learning_rate=0.01, warmup=0.05 if small else 0.02),
+        optim=OptimConfig(learning_rate=learning_rate, muon_learning_rate=muon, warmup=0.05 if small else 0.02),
         train=TrainConfig(batch_size=batch_size, max_seconds=max_seconds),
         media=MediaConfig(
             image=ImageConfig(scan="patch", patch=2, channels="rgb"),

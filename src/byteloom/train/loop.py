@@ -137,6 +137,17 @@ class RunConfig:
     media: MediaConfig = field(default_factory=MediaConfig)
     """How media files become samples; prepared data say it themselves."""
 
+    def __post_init__(self) -> None:
+        coding = self.media.audio.coding
+        for i, modality in enumerate(self.model.modalities):
+            guess = modality.predictor.guess
+            if modality.predictor.sound is not None and coding not in ("auto", guess):
+                other = coding if coding in ("pcm8", "pcm16", "mulaw") else "none"
+                raise ValueError(
+                    f"RunConfig.media.audio.coding is {coding}, but samples are guessed as {guess}; "
+                    f"set model.modalities.{i}.predictor.guess to {other}"
+                )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
