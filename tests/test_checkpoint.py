@@ -2,6 +2,8 @@
 
 import errno
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -227,3 +229,18 @@ def test_old_checkpoints_lose_their_name_before_they_are_removed(
     saver.wait()
     saver.close()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002"]
+
+
+def test_no_thread_is_left_when_a_checkpoint_is_written(tmp_path: Path) -> None:
+    model = Multiscale(config().model)
+    saver = Saver(tmp_path, LOCAL, 2)
+    before = set(threading.enumerate())
+    for step in (1, 2):
+        saver.save(model, Optimizers(model, OptimConfig()), None, Progress(step=step), {}, {})
+        saver.wait()
+    deadline = time.monotonic() + 10  # a thread may take a moment to end after what it did
+    while set(threading.enumerate()) - before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert set(threading.enumerate()) <= before, "training would be half as fast from here on"
+    saver.close()
+    assert len(list_checkpoints(tmp_path)) == 2

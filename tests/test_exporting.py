@@ -10,17 +10,28 @@ from test_multiscale import BY_STAGES, TWO
 
 from byteloom.exporting import begin_stage, export_step
 from byteloom.layers.modalities import EmbedderConfig
+from byteloom.layers.prediction import PredictorConfig
 from byteloom.models.config import ModelConfig
 
 TAGGED = dataclasses.replace(
     TWO, modalities=configs.MODALITIES, vocab_size=330, embedder=EmbedderConfig(kind="universal", positions=7)
+)
+SOUND, PICTURE = PredictorConfig(guess="mulaw", channels=1, told=True), PredictorConfig(guess="picture", width=2)
+GUESSED = dataclasses.replace(
+    TAGGED,
+    modalities=(
+        dataclasses.replace(configs.MODALITIES[0], predictor=SOUND),
+        dataclasses.replace(configs.MODALITIES[1], predictor=PICTURE),
+    ),
 )
 SHIFTED = dataclasses.replace(
     TWO, stages=(TWO.stages[0], dataclasses.replace(TWO.stages[1], token_shift=True, window=5, position="alibi"))
 )
 
 
-@pytest.mark.parametrize(("config", "batch"), [(BY_STAGES[1], 1), (BY_STAGES[2], 2), (TAGGED, 1), (SHIFTED, 2)])
+@pytest.mark.parametrize(
+    ("config", "batch"), [(BY_STAGES[1], 1), (BY_STAGES[2], 2), (TAGGED, 1), (GUESSED, 2), (SHIFTED, 2)]
+)
 def test_programs_step_as_the_model_does(config: ModelConfig, batch: int) -> None:
     model = configs.build(config)
     programs = export_step(model, batch, 20)

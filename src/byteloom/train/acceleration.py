@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from byteloom.models.config import ModelConfig
 from byteloom.models.multiscale import Multiscale
 from byteloom.sizing import flops_per_byte
+from byteloom.train.optim import sparse_gradients
 
 WORTH_SECONDS = 120.0
 """From so long a run on, a CPU earns back by compiling what it cost: 20 seconds, then a fifth off every step."""
@@ -35,8 +36,7 @@ def accelerated(
 
     `compiled` compiles each stage's block (all layers of a stage share the code) and the head with its loss, at first
     use; heads that are chosen by modality are not compiled. Blocks of the stages in `recompute` keep their inputs only
-    and run again in the backward pass. `sparse` gives tables of hashed strings gradients of the rows that a batch
-    reached, and no others: not for weights that are sharded.
+    and run again in the backward pass. `sparse` gives tables of hashed strings `sparse_gradients`.
     """
     chosen = [block for stage in recompute for block in model.stacks[stage].blocks]
     every = [block for stack in model.stacks for block in stack.blocks] if compiled else []
@@ -44,20 +44,15 @@ def accelerated(
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     for block in every:  # its forward alone: what FSDP2 does before and after stays outside
         block.forward = torch.compile(block.forward, dynamic=False)
-    tables = [table for table in model.string_tables if sparse]
-    torch.sparse.check_sparse_tensor_invariants.disable()  # as by default; said, or torch warns that it is not
-    for table in tables:
-        table.sparse = True
     scored = compiled and model.config.heads == "shared"
     if scored:
         model.score = torch.compile(model.score, dynamic=False)
     try:
-        yield
+        with sparse_gradients(model.string_tables if sparse else ()):
+            yield
     finally:
         for block in {*chosen, *every}:
             del block.forward
-        for table in tables:
-            table.sparse = False
         if scored:
             del model.score
 

@@ -11,6 +11,7 @@ state in the host's memory; the rest is done by a thread while training goes on.
 place and renamed when it is on the disk, so one that has its name is whole. Nothing is pickled.
 """
 
+import concurrent.futures
 import contextlib
 import shutil
 import warnings
@@ -77,12 +78,20 @@ class Progress:
     """Stages whose layers are computed again in the backward pass."""
 
 
+THREAD = "checkpoint"
+"""What threads that write are called."""
+
+
 class Saver:
-    """Writes the checkpoints and the best model of a run, one at a time, by a thread of each of its processes."""
+    """Writes the checkpoints and the best model of a run, one at a time, by a thread of each of its processes.
+
+    There is a thread for each, which ends with it. One that has worked on tensors keeps helpers of its own for as long
+    as it lives, and OpenMP, which then counts more threads than cores, lets those of training sleep at every barrier:
+    half as fast a step.
+    """
 
     def __init__(self, run: Path, world: World, keep: int):
         self.run, self.world, self.keep = run, world, keep
-        self.thread = ThreadPoolExecutor(1, "checkpoint")
         self.job: Future[None] | None = None
         if world.main:
             clean_up(run)
@@ -149,7 +158,9 @@ class Saver:
                 partial.mkdir(parents=True)
         writer = dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True)
         written: Any = dcp.async_save(tensors, storage_writer=writer, process_group=self.world.writers)
-        self.job = self.thread.submit(self.complete, written, partial, folder, finish)
+        thread = ThreadPoolExecutor(1, THREAD)
+        self.job = thread.submit(self.complete, written, partial, folder, finish)
+        thread.shutdown(wait=False)
 
     def complete(
         self,
@@ -186,8 +197,9 @@ class Saver:
             job.result()
 
     def close(self) -> None:
-        """Ends the thread."""
-        self.thread.shutdown()
+        """Returns when nothing is being written, whatever became of it."""
+        if self.job is not None:
+            concurrent.futures.wait([self.job])
 
 
 @contextlib.contextmanager

@@ -6,8 +6,9 @@ Adagrad, two for AdamW; of a table, only the rows that a batch reached cost time
 parameters are sharded, so is their state, and Muon sends each matrix to one rank and back.
 """
 
+import contextlib
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -325,6 +326,19 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     for group in alike:
         nn.utils.clip_grads_with_norm_(group, limit, norm)
     return norm
+
+
+@contextlib.contextmanager
+def sparse_gradients(tables: Sequence[nn.Embedding]) -> Iterator[None]:
+    """Inside, these tables get gradients of the rows that a batch reached, and of no others: not for sharded ones."""
+    torch.sparse.check_sparse_tensor_invariants.disable()  # as by default; said, or torch warns that it is not
+    for table in tables:
+        table.sparse = True
+    try:
+        yield
+    finally:
+        for table in tables:
+            table.sparse = False
 
 
 def is_table(name: str) -> bool:
