@@ -425,7 +425,7 @@ def faster(task: Task, config: RunConfig, options: Options) -> Literal["on", "of
         model = Multiscale(config.model).train()
         optimizers = Optimizers(model, config.optim, "fp32")
 
-        def step() -> None:
+        def step(model: Multiscale = model, optimizers: Optimizers = optimizers) -> None:
             loss = model.loss(next(data))
             (loss.nats / loss.count).backward()
             optimizers.step(0.5)
