@@ -1,5 +1,6 @@
 """Dynamic evaluation: scored before it is learned from, equal to a loop by hand, and forgotten at the end."""
 
+import dataclasses
 import math
 
 import configs
@@ -12,6 +13,7 @@ from test_multiscale import TWO
 
 from byteloom.corpus import Corpus
 from byteloom.documents import DataError, Document
+from byteloom.dynamic import TABLES, learning
 from byteloom.evaluation import evaluate, plan
 from byteloom.packing import PackedStream
 
@@ -57,6 +59,34 @@ def test_dynamic_evaluation_equals_windows_scored_and_learned_by_hand(method: st
     found = evaluate(model, corpus, method=method, context=16, dynamic=0.01)
     assert found.nats == pytest.approx(total, rel=1e-5)
     assert found.nats != pytest.approx(evaluate(model, corpus, method=method, context=16).nats, rel=1e-2)
+
+
+def test_tables_of_strings_learn_by_adagrad_and_are_put_back() -> None:
+    finest = dataclasses.replace(TWO.stages[-1], ngrams=(2, 3), ngram_rows=50)
+    config = dataclasses.replace(TWO, stages=(*TWO.stages[:-1], finest))
+    model, twin = configs.build(config), configs.build(config)
+    (table,), total, rate = twin.string_tables, 0.0, 0.003
+    rest = [weight for weight in twin.parameters() if weight is not table.weight]
+    optimizers = [
+        torch.optim.Adam(rest, lr=rate, betas=(0.9, 0.98)),
+        torch.optim.Adagrad([table.weight], lr=TABLES * rate),
+    ]
+    for begin in range(0, len(REPEATED), 64):
+        loss = twin.loss(torch.tensor([list(REPEATED[begin : begin + 64])]))
+        total += float(loss.nats.detach())
+        (loss.nats / loss.count).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    before = model.string_tables[0].weight.detach().clone()
+    with learning(model, rate) as learn:
+        found = 0.0
+        for begin in range(0, len(REPEATED), 64):
+            ids = torch.tensor([list(REPEATED[begin : begin + 64])])
+            found += float(learn(ids, torch.ones_like(ids, dtype=torch.bool), False).sum())
+    assert found == pytest.approx(total, rel=1e-5)
+    assert torch.equal(model.string_tables[0].weight, before) and not model.string_tables[0].sparse
+    assert not torch.equal(table.weight, before)
 
 
 def test_what_comes_later_changes_nothing_that_a_learning_model_scored_before() -> None:
