@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import quality
 import torch
@@ -158,8 +158,8 @@ class Options:
     """Only these changes, by name; none: all."""
     valid_bytes: int = 131072
     """How much of the valid split is scored."""
-    compile: str = "off"
-    """"on", "off", or "auto" as `byteloom train` decides."""
+    compile: Literal["auto", "on", "off"] = "off"
+    """Whether runs are compiled; "auto" as `byteloom train` decides."""
     json: Path = Path("ablations.json")
     """Where all numbers go."""
     resume: bool = False
@@ -170,11 +170,7 @@ def measure(options: Options, task: quality.Task, change: Change, seed: int) -> 
     """One run: bits per byte, or why there are none, and what it took."""
     config = change(task.run)
     changed = dataclasses.replace(task, run=config)
-    asked: Any = dataclasses.replace(
-        quality.Options(suite=options.suite),
-        seconds=options.seconds,
-        compile=options.compile,  # type: ignore[arg-type]
-    )
+    asked = quality.Options(suite=options.suite, seconds=options.seconds, compile=options.compile)
     torch._dynamo.reset()
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -219,8 +215,12 @@ def main(options: Options) -> None:
     if options.json.exists():
         if not options.resume:
             raise DataError(f"{options.json}: holds results already; add --resume to go on, or name another --json")
-        known = json.loads(options.json.read_text())
-        if known.get("settings") != settings:
+        try:
+            known = json.loads(options.json.read_text())
+            begun, _ = known["settings"], known["runs"]
+        except (ValueError, LookupError, TypeError) as problem:
+            raise DataError(f"{options.json}: is not a file of this program; name another --json") from problem
+        if begun != settings:
             raise DataError(f"{options.json}: was begun with other options; give the same, or name another --json")
     console = Console(width=140, highlight=False)
     for name in options.sets:

@@ -49,3 +49,8 @@ def test_it_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert "no strings" in capsys.readouterr().out
     with pytest.raises(DataError, match="knows no change"):
         ablations.main(ablations.Options(**options | {"only": ("magic",)}, resume=True))
+    for content in ("{", "[]", '{"settings": {}}'):
+        (tmp_path / "found.json").write_text(content)
+        with pytest.raises(DataError, match="is not a file of this program"):
+            ablations.main(ablations.Options(**options, resume=True))
+        assert (tmp_path / "found.json").read_text() == content

@@ -78,10 +78,6 @@ class Progress:
     """Stages whose layers are computed again in the backward pass."""
 
 
-THREAD = "checkpoint"
-"""What threads that write are called."""
-
-
 class Saver:
     """Writes the checkpoints and the best model of a run, one at a time, by a thread of each of its processes.
 
@@ -158,7 +154,7 @@ class Saver:
                 partial.mkdir(parents=True)
         writer = dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True)
         written: Any = dcp.async_save(tensors, storage_writer=writer, process_group=self.world.writers)
-        thread = ThreadPoolExecutor(1, THREAD)
+        thread = ThreadPoolExecutor(1, "checkpoint")
         self.job = thread.submit(self.complete, written, partial, folder, finish)
         thread.shutdown(wait=False)
 
