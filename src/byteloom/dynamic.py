@@ -14,9 +14,7 @@ from byteloom.models.multiscale import Multiscale
 from byteloom.train.optim import OptimConfig, Optimizers, sparse_gradients
 
 DYNAMIC_RATE = 3e-5
-"""Of dynamic evaluation: gains much on data of another kind than a model learned from, and loses little on its own."""
-
-
+"""Of dynamic evaluation: gains much on data of another kind than a model learned from, and little on its own."""
 TABLES = 300.0
 """How much faster tables of hashed strings learn, in which few rows meet a window: Adagrad's rate over Adam's."""
 

@@ -302,6 +302,7 @@ LONGER = (2, 3, 4, 5, 6, 8)
 PIXELS = PredictorConfig(guess="picture", width=32, side=2)
 FRAMES = PredictorConfig(guess="picture", width=64, side=2)
 SAMPLES = PredictorConfig(guess="mulaw", channels=1, told=True)
+"""How pixels and samples are guessed."""
 IMAGE: dict[str, Any] = {
     "patch_size": 12,
     "window": 16,
