@@ -114,6 +114,14 @@ COMMON: dict[str, Change] = {
     "average of weights, 0.99": training(ema=0.99),
 }
 OF_TEXT: dict[str, Change] = {
+    "no matches": model(matches=()),
+    "matches of up to 8 bytes": model(matches=(3, 4, 6, 8)),
+    "four times as many windows, a quarter as long": lambda run: both(
+        model(context=run.model.context // 4), training(batch_size=4 * run.train.batch_size)
+    )(run),
+    "half as many windows, twice as long": lambda run: both(
+        model(context=2 * run.model.context), training(batch_size=run.train.batch_size // 2)
+    )(run),
     "no strings": stage(-1, ngrams=()),
     "strings of 2 and 3": stage(-1, ngrams=(2, 3)),
     "strings of 2 to 5": stage(-1, ngrams=(2, 3, 4, 5)),
@@ -124,7 +132,10 @@ OF_TEXT: dict[str, Change] = {
     "tables at a third of the rate": lambda run: optim(table_learning_rate=run.optim.table_learning_rate / 3)(run),
     "half the batch": lambda run: training(batch_size=run.train.batch_size // 2)(run),
     "text-small before there were strings": both(
-        stage(-1, ngrams=(), num_layers=4), stage(0, num_layers=2), training(batch_size=4)
+        model(matches=(), context=1024),
+        stage(-1, ngrams=(), num_layers=4),
+        stage(0, num_layers=2),
+        training(batch_size=4),
     ),
 }
 OF_SAMPLES: dict[str, Change] = {

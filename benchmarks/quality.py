@@ -25,9 +25,9 @@ What is chosen for whom, so that nobody is held back:
             with the defaults of transformers. Each runs in the mode in which it takes the most steps in the time: fp32
             or bf16 autocast, and the faster of these also compiled where there is time for that; all are measured
             first. The C library keeps memory for all.
-  windows   paper, megabyte-pytorch and mblm have our batch and context, in patches of 4 bytes of text, 8 of sound, 12
-            of pictures. Llama, whose steps cost more the longer its context is, has as many bytes in a batch, cut into
-            2 windows of sound and 4 of pictures.
+  windows   paper, megabyte-pytorch and mblm have as many bytes in a batch as ours, in windows as long (pictures, sound)
+            or a quarter as long (text, code), in patches of 4 bytes of text, 8 of sound, 12 of pictures. Llama, whose
+            steps cost more the longer its context is, has a quarter (text, code, pictures) or a half (sound).
   pictures  all learn windows that begin where those of the scorer do, at the same places of each picture.
   training  all but ours try AdamW at two learning rates, and our Muon, with the first seed. What is best on the valid
             split is taken for the other seeds too; the test split has no say.
@@ -95,13 +95,19 @@ class Kind:
     """Ours."""
     patch_size: int
     """Bytes in a patch of those with patches."""
+    parts: int = 1
+    """Windows into which one of ours is cut for those with patches."""
     llama_parts: int = 1
-    """Windows into which Llama's batch is cut."""
+    """Windows into which it is cut for Llama."""
+
+    def parts_of(self, model: Model) -> int:
+        """Windows into which one of ours is cut for this model."""
+        return {"ours": 1, "llama": self.llama_parts}.get(model, self.parts)
 
 
 KINDS = {
-    "text": Kind(recipe="text-small", patch_size=4),
-    "code": Kind(recipe="code-small", patch_size=4),
+    "text": Kind(recipe="text-small", patch_size=4, parts=4, llama_parts=4),
+    "code": Kind(recipe="code-small", patch_size=4, parts=4, llama_parts=4),
     "image": Kind(recipe="image-small", patch_size=12, llama_parts=4),
     "audio": Kind(recipe="audio-small", patch_size=8, llama_parts=2),
     "audio:pcm16": Kind(recipe="audio16-small", patch_size=8, llama_parts=2),
@@ -287,11 +293,10 @@ def shape_of(task: Task, model: Model) -> peers.Shape | None:
     with torch.device("meta"):
         ours = Multiscale(task.run.model)
     target = count(ours) - sum(table.weight.numel() for table in ours.string_tables)
-    context, patch_size = task.run.model.context, task.kind.patch_size
+    patch_size, parts = task.kind.patch_size, task.kind.parts_of(model)
+    context = (task.run.model.context - task.given) // parts // task.given * task.given + task.given
     if model == "llama":
-        stride = (context - task.given) // task.kind.llama_parts // task.given * task.given
         sizes: Sequence[Any] = [((width,), (layers,)) for width, layers in product(WIDTHS, LLAMA_LAYERS)]
-        context = stride + task.given
     else:
         sizes = [((width, width // 2), layers) for width, layers in product(WIDTHS, LAYERS)]
         context = context // patch_size * patch_size
@@ -306,7 +311,7 @@ def shape_of(task: Task, model: Model) -> peers.Shape | None:
 
 def batch_of(task: Task, model: Model) -> int:
     """Windows in a batch."""
-    return task.run.train.batch_size * (task.kind.llama_parts if model == "llama" else 1)
+    return task.run.train.batch_size * (1 if model == "ours" else task.kind.parts_of(model))
 
 
 def ways(task: Task, model: Model, rates: Sequence[float]) -> dict[str, OptimConfig]:

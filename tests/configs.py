@@ -23,7 +23,7 @@ VARIED_EMBEDDER = {
 }  # fmt: skip
 VARIED_MODEL = {
     "stages", "vocab_size", "context", "tied_head", "head_bias", "logit_cap", "init_std", "late_parent", "modalities",
-    "embedder", "heads", "inputs", "init_waves",
+    "embedder", "heads", "inputs", "init_waves", "matches",
 }  # fmt: skip
 """What `models` draws; a test compares these with the dataclasses' fields, so that a new option is not forgotten."""
 
@@ -129,6 +129,7 @@ def models(draw: st.DrawFn, late_parent: bool | None = None, kind: str | None = 
         *modalities[2:],
     )
     apart = bool(modalities or streams) and draw(st.booleans())
+    matched = not (kind == "fusion" or late or apart)
     return ModelConfig(
         stages=tuple(stages),
         vocab_size=330 if modalities else draw(st.sampled_from([320, 330])),
@@ -151,6 +152,7 @@ def models(draw: st.DrawFn, late_parent: bool | None = None, kind: str | None = 
         logit_cap=draw(st.sampled_from([None, 5.0])),
         init_std=draw(st.sampled_from([0.02, 0.006])),
         init_waves=draw(st.sampled_from([None, 8.0])) if not late else None,
+        matches=draw(st.sampled_from([(), (1, 2, 3), (2, 5)])) if matched else (),
         late_parent=late,
     )
 

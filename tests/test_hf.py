@@ -266,7 +266,8 @@ def test_lm_eval_agrees_with_evaluate(folder: Path, run: Path, tmp_path: Path) -
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    text = TEXT[80000:104000]  # not learned from, or it would matter where patches begin in it
+    # Not learned from, or it would matter where patches begin in it; one window, for of several lm-eval fills the last.
+    text = TEXT[80000:104000]
     (tmp_path / "text.txt").write_text(text)
     (tmp_path / "pages.json").write_text(json.dumps([{"page": text}]))
     questions = [
@@ -288,12 +289,12 @@ def test_lm_eval_agrees_with_evaluate(folder: Path, run: Path, tmp_path: Path) -
         files = {"dataset_kwargs": {"data_files": {"test": str(tmp_path / data)}}}
         (tmp_path / f"{name}.yaml").write_text(json.dumps({"task": name, **common, **files, **task}))
     found = lm_eval.simple_evaluate(
-        model=HFLM(pretrained=str(folder), device="cpu", batch_size=2, max_length=4096),
+        model=HFLM(pretrained=str(folder), device="cpu", batch_size=2, max_length=32768),
         tasks=list(tasks),
         task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
         bootstrap_iters=0,
     )["results"]
-    ours = byteloom.evaluate(byteloom.load(run), text.encode(), context=4096)
+    ours = byteloom.evaluate(byteloom.load(run), text.encode(), context=32768)
     assert found["pages"]["bits_per_byte,none"] == pytest.approx(ours.bits_per_byte, rel=1e-3)
     assert found["choices"]["acc,none"] > 0.5
     assert "exact_match,none" in found["written"]

@@ -33,15 +33,24 @@ def as_ids(coding: str, samples: np.ndarray) -> Tensor:
     return torch.from_numpy(data.astype(np.int64)).reshape(1, -1)
 
 
+def fitted_by_hand(past: np.ndarray, order: int, window: int) -> np.ndarray:
+    """The filter (lp.ORDER,) that solves the normal equations of `past`, from the newest sample back."""
+    read = past[:window] * lp.taper(window, torch.device("cpu")).numpy()
+    power = np.array([read[: window - lag] @ read[lag:] for lag in range(order + 1)])
+    matrix = power[abs(np.subtract.outer(np.arange(order), np.arange(order)))]
+    matrix += np.eye(order) * (power[0] * lp.NOISE + 1)
+    return np.pad(np.round(np.linalg.solve(matrix, power[1:]) * 2**lp.FRACTION), (0, lp.ORDER - order))
+
+
 def by_hand(values: np.ndarray) -> np.ndarray:
     """The guess of each of samples (N,) of one channel, from the normal equations of each block."""
-    weight, found = lp.taper(torch.device("cpu")).numpy(), np.zeros(len(values))
+    found = np.zeros(len(values))
     for begin in range(0, len(values), lp.BLOCK):
-        past = np.concatenate((np.zeros(lp.WINDOW), values[:begin]))[: -lp.WINDOW - 1 : -1] * weight
-        power = np.array([past[: lp.WINDOW - lag] @ past[lag:] for lag in range(lp.ORDER + 1)])
-        matrix = power[abs(np.subtract.outer(np.arange(lp.ORDER), np.arange(lp.ORDER)))]
-        matrix += np.eye(lp.ORDER) * (power[0] * lp.NOISE + 1)
-        taps = np.round(np.linalg.solve(matrix, power[1:]) * 2**lp.FRACTION)
+        past = np.concatenate((np.zeros(lp.WINDOW), values[:begin]))[: -lp.WINDOW - 1 : -1]
+        fits = np.stack([fitted_by_hand(past, *fit) for fit in lp.FITS])
+        before = np.stack([past[i + 1 : i + 1 + lp.ORDER] for i in range(lp.RECENT)])
+        missed = abs(past[: lp.RECENT] - fits @ before.T / 2**lp.FRACTION).mean(1)
+        taps = np.round(np.average(fits, axis=0, weights=(missed + 0.5) ** -4.0))
         for place in range(begin, min(begin + lp.BLOCK, len(values))):
             before = np.concatenate((np.zeros(lp.ORDER), values[:place]))[: -lp.ORDER - 1 : -1]
             found[place] = np.round(taps @ before / 2**lp.FRACTION)
@@ -115,6 +124,6 @@ def test_mu_law_is_compared_by_what_codes_stand_for() -> None:
 
 
 def test_the_weights_of_the_window_keep_sums_exact() -> None:
-    weight = lp.taper(torch.device("cpu"))
+    weight = lp.taper(lp.WINDOW, torch.device("cpu"))
     assert torch.equal(weight, weight.round()) and weight.min() >= 0
     assert math.log2(float((weight * 32768).square().sum())) < 53

@@ -84,7 +84,7 @@ def test_parameters_and_caches_are_exact(config: ModelConfig) -> None:
     model = Multiscale(config)
     assert sum(cost.parameters for cost in stage_costs(config)) == sum(p.numel() for p in model.parameters())
     state = model.start(2, config.context)
-    tags = (state.kinds, state.since, state.distances, state.predicted, state.filters)
+    tags = (state.kinds, state.since, state.distances, state.predicted, state.filters, state.hashes)
     held = [state.ids, state.logits, *state.parents, *(x for x in tags if x is not None)]
     for stack in state.stacks:
         held += stack.tensors()

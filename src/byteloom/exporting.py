@@ -32,7 +32,7 @@ class Step(nn.Module):
         state.ids.index_copy_(1, position.view(1), ids.view(batch, 1))
         if state.kinds is not None:
             note_tags(self.model, ids, state, None)
-        if state.distances is not None:
+        if state.predicted is not None:
             note_bytes(self.model.config, ids, state, None)
         for stage in range(self.first, len(self.model.stacks)):
             span = self.model.spans[stage]
@@ -76,6 +76,7 @@ def with_tensors(state: State, tensors: list[Tensor]) -> State:
     kept = None if state.distances is None else next(rest)
     predicted = None if state.predicted is None else next(rest)
     filters = None if state.filters is None else next(rest)
+    hashes = None if state.hashes is None else next(rest)
     parents = [next(rest) for _ in state.parents]
     stacks = []
     for stack in state.stacks:
@@ -83,5 +84,5 @@ def with_tensors(state: State, tensors: list[Tensor]) -> State:
         shifted = [(next(rest), next(rest)) for _ in stack.shifted]
         rope = None if stack.rope is None else cast(tuple[Tensor, Tensor], (next(rest), next(rest)))
         stacks.append(StackState(keys, values, shifted, rope))
-    tags = (kinds, since, kept, predicted, filters)
+    tags = (kinds, since, kept, predicted, filters, hashes)
     return State(ids, state.lengths, stacks, parents, logits, *tags, state.first_mark, state.prefix)

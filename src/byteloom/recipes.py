@@ -25,18 +25,19 @@ Recipe = Callable[[], RunConfig]
 
 
 def text_small() -> RunConfig:
-    """Text in any script, 10 minutes on 2 cores: patches of 4, a byte stage with a window of 32 and hashed strings."""
+    """Text in any script, 10 minutes on 2 cores: patches of 4, a window of 32 bytes, hashed strings, matches."""
     return RunConfig(
         model=ModelConfig(
             stages=(
                 StageConfig(dim=256, num_layers=1, num_heads=4, patch_size=4, token_shift=True),
                 StageConfig(dim=128, num_layers=2, num_heads=2, window=32, token_shift=True, **STRINGS),
             ),
-            context=1024,
+            context=4096,
+            matches=MATCHES,
             init_std=0.08,
         ),
         optim=OptimConfig(warmup=0.05),
-        train=TrainConfig(batch_size=8, max_seconds=600),
+        train=TrainConfig(batch_size=2, max_seconds=600),
     )
 
 
@@ -267,8 +268,8 @@ def by_name(name: str) -> RunConfig:
 
 def modalities(*names: str, **predictors: PredictorConfig) -> tuple[ModalityConfig, ...]:
     """Modalities of files, by the names of their codecs, as a model tells them apart, and how bytes are guessed."""
-    none = PredictorConfig()
-    return tuple(ModalityConfig(name=name, mark=MARKS[name], predictor=predictors.get(name, none)) for name in names)
+    known = {name: PredictorConfig() for name in names} | predictors
+    return tuple(ModalityConfig(name=name, mark=MARKS[name], predictor=known[name]) for name in names)
 
 
 def _with_longer_strings(run: RunConfig) -> RunConfig:
@@ -290,6 +291,7 @@ def _grown(
                 StageConfig(dim=fine, num_layers=fine_layers, num_heads=fine // 64, window=window, **strings),
             ),
             context=context,
+            matches=MATCHES,
         ),
         optim=OptimConfig(learning_rate=learning_rate, warmup=0.02, weight_decay=0.01),
         train=TrainConfig(batch_size=batch_size, max_seconds=max_seconds, valid_bytes=1 << 20),
@@ -298,6 +300,7 @@ def _grown(
 
 STRINGS: dict[str, Any] = {"ngrams": (2, 3, 4), "ngram_rows": 1 << 17, "ngram_dim": 32}
 LONGER = (2, 3, 4, 5, 6, 8)
+MATCHES = (3, 4, 6, 8, 12, 16, 24)
 """What recipes of text and code look up. Longer strings gain more in the first pass over the data and lose it later."""
 PIXELS = PredictorConfig(guess="picture", width=32, side=2)
 FRAMES = PredictorConfig(guess="picture", width=64, side=2)
@@ -407,13 +410,9 @@ def _baseline(stage: StageConfig) -> RunConfig:
 
 
 def _paper_stage(
-    dim: int,
-    num_layers: int,
-    num_heads: int,
-    positions: int | None = None,
-    patch_size: int | None = None,
+    dim: int, num_layers: int, num_heads: int, positions: int | None = None, patch_size: int | None = None,
     pad: bool = False,
-) -> StageConfig:
+) -> StageConfig:  # fmt: skip
     """A stage in paper mode. `pad`: P does not divide the width, so the patch is projected to it."""
     coarse: dict[str, Any] = {}
     if patch_size is not None:

@@ -71,7 +71,7 @@ def stage_costs(config: ModelConfig, context: int | None = None) -> list[StageCo
         if i == len(config.stages) - 1:
             rows = max(kind.rows for kind in config.kinds) if config.heads == "by_modality" else config.vocab_size
             head = rows * stage.dim  # of heads for modalities, the largest
-            parts += [part for part in (model.head, model.heads, model.guesses) if part is not None]
+            parts += [part for part in (model.head, model.heads, model.guesses, model.matches) if part is not None]
         parameters = sum(p.numel() for part in parts for p in part.parameters()) + model.starts[i].numel()
         if i == len(config.stages) - 1 and model.head_bias is not None:
             parameters += model.head_bias.numel()
@@ -108,7 +108,7 @@ def stage_costs(config: ModelConfig, context: int | None = None) -> list[StageCo
 
 
 PARTS = {
-    "tables": (".table.", ".others.", "guesses."),
+    "tables": (".table.", ".others.", "guesses.", "matches."),
     "tables of strings": (".strings.",),
     "attention": (".attention.",),
     "MLP": (".mlp.",),

@@ -1,9 +1,10 @@
 """Samples of sound, guessed from those before: ids (B, T) -> what a sample will be about, by linear prediction.
 
-The filter that would have predicted the last `WINDOW` samples best is found anew every `BLOCK` samples from what has
-been read, so it costs no bytes (backward adaptation, as in ITU-T G.728). Products of samples are summed as
-whole numbers below 2^53 and filters rounded to multiples of 2^-`FRACTION`: a guess does not depend on how many
-sequences or positions are computed at once. Cost: about 1,300 multiplications a sample, in float64.
+The filters that would have predicted the samples just read best are found anew every `BLOCK` samples, so they cost no
+bytes (backward adaptation, as in ITU-T G.728): one from a longer past and one from a shorter, and what guesses is their
+mean, weighted by how well each does on the newest samples. Products of samples are summed as whole numbers below 2^53
+and filters rounded to multiples of 2^-`FRACTION`: a guess does not depend on how many sequences or positions are
+computed at once. Cost: about 2,000 multiplications a sample, in float64.
 """
 
 import math
@@ -14,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-ORDER = 32
-"""Samples that a guess is a weighted sum of."""
-WINDOW = 256
-"""Samples that a filter is fitted to."""
+FITS = ((32, 256), (12, 96))
+"""Of each filter that is fitted: its order, and how many samples it is fitted to."""
+ORDER, WINDOW = map(max, zip(*FITS, strict=True))
+"""Samples that a guess is a weighted sum of, and that are read to find the weights."""
+RECENT = 48
+"""Samples that a filter is judged by."""
 BLOCK = 8
 """Samples for which a filter is kept."""
 FRACTION = 14
@@ -55,9 +58,9 @@ class Layout:
         return self.stride * WINDOW
 
 
-def taper(device: torch.device) -> Tensor:
-    """(WINDOW,) whole numbers up to 63, the weight of each sample from the newest back: most at a quarter."""
-    share = (torch.arange(WINDOW, dtype=torch.float64, device=device) + 0.5) / WINDOW
+def taper(window: int, device: torch.device) -> Tensor:
+    """(window,) whole numbers up to 63, the weight of each sample from the newest back: most at a quarter."""
+    share = (torch.arange(window, dtype=torch.float64, device=device) + 0.5) / window
     return (63 * torch.sin(math.pi * share.sqrt())).round()
 
 
@@ -93,20 +96,36 @@ def filters(layout: Layout, values: Tensor, rows: Tensor, places: Tensor, first:
     ends = layout.size * (torch.arange(layout.channels, device=device) + 1) - 1
     index = places.view(-1, 1, 1) + ends.view(1, -1, 1) - back  # (M, channels, WINDOW)
     known = index - layout.size + 1 >= first.view(-1, 1, 1)
-    read = values[rows.view(-1, 1, 1), index.clamp(min=0)] * known * taper(device)
-    lags = [(read[..., : WINDOW - lag] * read[..., lag:]).sum(-1) for lag in range(ORDER + 1)]
+    past = values[rows.view(-1, 1, 1), index.clamp(min=0)] * known
+    fits = [F.pad(fit(past[..., :window], order), (0, ORDER - order)) for order, window in FITS]
+    shares = torch.stack([1 / error(past, found).square().square() for found in fits])
+    return ((torch.stack(fits) * shares).sum(0) / shares.sum(0)).round()
+
+
+def fit(past: Tensor, order: int) -> Tensor:
+    """The filter (..., order), times 2^`FRACTION`, of samples (..., window) from the newest back."""
+    read = past * taper(past.shape[-1], past.device)
+    lags = [(read[..., : past.shape[-1] - lag] * read[..., lag:]).sum(-1) for lag in range(order + 1)]
     correlation = torch.stack(lags, dim=-1)  # exact
     # Levinson and Durbin's recursion. One more than the power, for silence has filters too.
-    error = correlation[..., 0] * (1 + NOISE) + 1
-    found = correlation[..., 1:2] / error.unsqueeze(-1)
-    error = error * (1 - found[..., 0].square())
-    for lag in range(1, ORDER):
+    left = correlation[..., 0] * (1 + NOISE) + 1
+    found = correlation[..., 1:2] / left.unsqueeze(-1)
+    left = left * (1 - found[..., 0].square())
+    for lag in range(1, order):
         missed = correlation[..., lag + 1] - (found * correlation[..., 1 : lag + 1].flip(-1)).sum(-1)
-        share = (missed / error).unsqueeze(-1)
+        share = (missed / left).unsqueeze(-1)
         found = torch.cat((found - share * found.flip(-1), share), dim=-1)
-        error = error * (1 - share[..., 0].square())
+        left = left * (1 - share[..., 0].square())
     limit = 16 * 2**FRACTION
     return (found * 2**FRACTION).round().clamp(-limit, limit)
+
+
+def error(past: Tensor, found: Tensor) -> Tensor:
+    """Half and the mean distance (..., 1) of the `RECENT` newest of samples (..., WINDOW) from a filter's guesses."""
+    missed = past[..., :RECENT] * 2**FRACTION
+    for lag in range(ORDER):
+        missed = missed - found[..., lag : lag + 1] * past[..., lag + 1 : lag + 1 + RECENT]
+    return missed.abs().mean(-1, keepdim=True) / 2**FRACTION + 0.5
 
 
 def guesses(layout: Layout, values: Tensor, places: Tensor, since: Tensor, first: Tensor, weights: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ class Tagged:
     since: Tensor | None = None
     """(B, L): how many ids of the segment's data stand before it."""
     predictions: Tensor | None = None
-    """(B, L): what was taken from each byte, modulo 256."""
+    """(B, L): what was taken from each byte, modulo 256, and what followed an earlier match (layers/matches.py)."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Tagged":
         """The same change made to all of them."""

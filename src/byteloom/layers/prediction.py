@@ -126,7 +126,7 @@ def predictions(config: PredictorConfig, ids: Tensor, since: Tensor, first: Tens
 def distances(ids: Tensor, predicted: Tensor) -> Tensor:
     """Bytes (...) as distances from their predictions (...); other ids stay as they are."""
     data = ids < 256
-    return torch.where(data, (torch.where(data & (predicted > 255), ranked(ids), ids) - predicted) % 256, ids)
+    return torch.where(data, (torch.where(data & (predicted % 512 > 255), ranked(ids), ids) - predicted) % 256, ids)
 
 
 def of_bytes(logits: Tensor, predicted: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from math import prod
 from typing import Literal
 
 from byteloom.layers.continuous import InputConfig
+from byteloom.layers.matches import LONGEST
 from byteloom.layers.modalities import EmbedderConfig, Kind
 from byteloom.layers.patching import PatchConfig
 from byteloom.layers.prediction import PredictorConfig
@@ -97,12 +98,15 @@ class ModelConfig:
     """One head over all ids, or one for each modality over the ids of its data and the reserved ones alone."""
     inputs: tuple[InputConfig, ...] = ()
     """Continuous inputs that the coarsest stage can read before the bytes."""
+    matches: tuple[int, ...] = ()
+    """Lengths of strings. Where one that ends before a byte stood earlier in the sequence, the finest stage reads and
+    points to what followed the longest of them last time."""
     late_parent: bool = False
     """Add a parent's vector one position late, and predict a patch's first byte from the patch before, as
     megabyte-pytorch does. For imported weights only: it hides the newest patch from that byte."""
 
     def __post_init__(self) -> None:
-        for name in ("stages", "modalities", "inputs"):
+        for name in ("stages", "modalities", "inputs", "matches"):
             if not isinstance(getattr(self, name), tuple):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.stages:
@@ -147,6 +151,7 @@ class ModelConfig:
         if self.late_parent and (len(self.stages) == 1 or any(s.window or s.cross_patch for s in self.stages[1:])):
             raise ValueError("ModelConfig.late_parent needs two stages or more, with isolated patches")
         self.check_modalities()
+        self.check_matches()
         if self.max_length is not None and self.context > self.max_length:
             raise ValueError(
                 f"ModelConfig.context is {self.context}, but the learned positions end at {self.max_length} bytes"
@@ -189,6 +194,17 @@ class ModelConfig:
                 raise ValueError(f"EmbedderConfig.streams must have sizes that are multiples of {self.span(i)}")
         if self.tied_head and self.heads == "shared":
             raise ValueError('ModelConfig.tied_head with embedder.kind "fusion" needs heads "by_modality"')
+
+    def check_matches(self) -> None:
+        """Raise ValueError, naming the field, where matches make no sense or cannot be told."""
+        rising = list(self.matches) == sorted(set(self.matches))
+        if not rising or any(not 1 <= length <= LONGEST for length in self.matches):
+            raise ValueError(f"ModelConfig.matches is {self.matches}; they must be lengths from 1 to {LONGEST}, rising")
+        if self.matches and (self.heads == "by_modality" or self.embedder.kind == "fusion" or self.late_parent):
+            raise ValueError(
+                'ModelConfig.matches point to bytes of one sequence; they need heads "shared", no late_parent, and an '
+                'embedder that is not "fusion"'
+            )
 
     @property
     def kinds(self) -> tuple[Kind, ...]:

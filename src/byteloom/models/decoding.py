@@ -18,7 +18,7 @@ from byteloom.layers.modalities import Tagged
 from byteloom.layers.state import Past, StackState
 from byteloom.layers.transformer import autocast_dtype
 from byteloom.losses import VOCABULARY
-from byteloom.models.guesses import no_filters, note_bytes, note_prompt, predictions
+from byteloom.models.guesses import no_filters, no_hashes, note_bytes, note_prompt, predictions
 
 if TYPE_CHECKING:
     from byteloom.models.multiscale import Multiscale
@@ -51,9 +51,11 @@ class State:
     distances: Tensor | None = None
     """(B, max_length), what the model reads where it guesses bytes; None: the bytes themselves."""
     predicted: Tensor | None = None
-    """(B,), what is taken from each row's next byte."""
+    """(B,), what is taken from each row's next byte, and what followed an earlier match."""
     filters: Tensor | None = None
     """(B, channels, ORDER), by which samples of sound are guessed in each row; None where none are."""
+    hashes: Tensor | None = None
+    """(B, lengths, max_length + 1), of the strings before each position; None where no matches are looked for."""
     first_mark: Tensor | None = None
     """(B,), the mark in force before the first byte; None: none."""
     prefix: Tensor | None = None
@@ -65,7 +67,7 @@ class State:
 
     def tensors(self) -> list[Tensor]:
         """All of them that are on the device."""
-        known = (self.kinds, self.since, self.distances, self.predicted, self.filters)
+        known = (self.kinds, self.since, self.distances, self.predicted, self.filters, self.hashes)
         tags = [x for x in known if x is not None]
         return [self.ids, self.logits, *tags, *self.parents, *(x for stack in self.stacks for x in stack.tensors())]
 
@@ -97,6 +99,7 @@ class State:
             distances=None if self.distances is None else self.distances[rows],
             predicted=None if self.predicted is None else self.predicted[rows],
             filters=None if self.filters is None else self.filters[rows],
+            hashes=None if self.hashes is None else self.hashes[rows],
             first_mark=None if self.first_mark is None else self.first_mark[rows],
             prefix=None if self.prefix is None else self.prefix[rows],
             compiled=self.compiled,
@@ -151,6 +154,9 @@ def start(
         state.distances = torch.zeros_like(state.ids)
         state.predicted = predictions(model.config, torch.zeros_like(since), kinds, since).squeeze(1)
         state.filters = no_filters(model.config, batch, device)
+    if model.config.matches:
+        state.hashes = no_hashes(model.config, batch, max_length + 1, device)
+        state.predicted = state.ids.new_zeros(batch) if state.predicted is None else state.predicted
     if prefix is not None:
         last = torch.full((batch,), prefix.shape[1] - 1, device=device)
         model.stacks[0].extend(prefix.to(weight.dtype), None, state.stacks[0], last)
@@ -175,7 +181,7 @@ def step(model: "Multiscale", ids: Tensor, state: State, rows: Sequence[int] | N
         state.ids[places[:, 0], places[:, 1]] = ids
     if state.kinds is not None and state.since is not None:
         note_tags(model, ids, state, chosen if rows is not None else None)
-    if state.distances is not None:
+    if state.predicted is not None:
         note_bytes(model.config, ids, state, None if rows is None else torch.tensor(chosen, device=ids.device))
     for row in chosen:
         lengths[row] += 1
@@ -366,15 +372,15 @@ def prefill(
     device, span = state.ids.device, model.spans[0]
     rows, ends = torch.arange(ids.shape[0], device=device), lengths.to(device)
     ids = F.pad(ids, (0, (longest // span + 1) * span - longest))
-    read = Tagged(ids)
+    # What an unread first position says, `start` has noted: the mark and the place before the prompt.
+    read = model.tag(ids, state.first_mark, None if state.since is None else state.since[:, 0].clone())
     if state.kinds is not None and state.since is not None:
-        # What an unread first position says, `start` has noted: the mark and the place before the prompt.
-        read = model.tag(ids, state.first_mark, state.since[:, 0].clone())
         for known, found in ((state.kinds, read.kinds), (state.since, read.since)):
             size = min(known.shape[1], longest + 1)
             known[:, :size] = cast(Tensor, found)[:, :size]
     if state.distances is not None:
         state.distances[:, :longest] = read.ids[:, :longest]
+    if state.predicted is not None:
         note_prompt(model.config, ids, read, ends, state)
     x = model.inputs(0, read, None, 0, ids.shape[1] // span)
     x = x if state.prefix is None else torch.cat((state.prefix.to(x.dtype), x), dim=1)

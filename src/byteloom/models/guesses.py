@@ -1,4 +1,4 @@
-"""What a model takes from bytes, by the modality that each is of: at all positions at once, or after each byte.
+"""What a model foresees of a byte: what it takes from it, by modality, and what followed an earlier match.
 
 In: ids with their kinds and places, or a state. Out: predictions as layers/prediction.py has them, in the state too.
 """
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from byteloom.layers import linear_prediction
 from byteloom.layers.linear_prediction import ORDER, Layout
+from byteloom.layers.matches import hashes, last_hashes, told
 from byteloom.layers.modalities import Tagged
 from byteloom.layers.prediction import distances
 from byteloom.layers.prediction import predictions as predictions_of
@@ -36,6 +37,12 @@ def sounds(config: ModelConfig) -> dict[int, Layout]:
     return {kind: layout for kind, layout in layouts if layout is not None}
 
 
+def no_hashes(config: ModelConfig, batch: int, length: int, device: torch.device) -> Tensor | None:
+    """Hashes (B, lengths, length) of rows that have read nothing; None where no matches are looked for."""
+    none = -1 - torch.arange(length, device=device)
+    return none.repeat(batch, len(config.matches), 1) if config.matches else None
+
+
 def no_filters(config: ModelConfig, batch: int, device: torch.device) -> Tensor | None:
     """Filters (B, channels, ORDER) of rows that have read nothing; None where no samples are guessed."""
     channels = [layout.channels for layout in sounds(config).values()]
@@ -46,6 +53,9 @@ def note_prompt(config: ModelConfig, ids: Tensor, read: Tagged, ends: Tensor, st
     """What prompts ids (B, T) that end before `ends` (B,), and were read as `read`, say of what follows them."""
     rows = torch.arange(len(ends), device=ids.device)
     cast(Tensor, state.predicted)[:] = cast(Tensor, read.predictions)[rows, ends]
+    if state.hashes is not None:
+        size = min(ids.shape[1], state.hashes.shape[-1])
+        state.hashes[..., :size] = hashes(config.matches, ids)[..., :size]
     for kind, layout in sounds(config).items():
         since = cast(Tensor, read.since)[rows, ends]
         places = ends - since % layout.block
@@ -60,17 +70,34 @@ def note_bytes(config: ModelConfig, ids: Tensor, state: "State", rows: Tensor | 
 
     Twin: `predictions`.
     """
-    kept, predicted = cast(Tensor, state.distances), cast(Tensor, state.predicted)
-    device = ids.device
-    every = torch.arange(kept.shape[0], device=device) if rows is None else rows
+    predicted, device = cast(Tensor, state.predicted), ids.device
+    every = torch.arange(predicted.shape[0], device=device) if rows is None else rows
     at = state.lengths.to(device)[every]
-    kept[every, at] = distances(ids, predicted[every])
-    kinds, since = (cast(Tensor, tag)[every, at + 1] for tag in (state.kinds, state.since))
-    following = torch.zeros_like(ids)
+    following = torch.zeros_like(ids) if state.hashes is None else followed(config, state, every, at + 1)
+    if state.distances is not None:
+        state.distances[every, at] = distances(ids, predicted[every])
+        following = following + taken(config, state, every, at + 1)
+    predicted[every] = following
+
+
+def followed(config: ModelConfig, state: "State", rows: Tensor, places: Tensor) -> Tensor:
+    """What followed a match that ends before `places` (N,) of rows (N,), as `layers.matches.matches` has it: (N,)."""
+    kept = cast(Tensor, state.hashes)
+    code = last_hashes(config.matches, before(state, rows, places, max(config.matches))[0], places)  # (N, lengths)
+    kept[rows, :, places] = code
+    at = torch.arange(kept.shape[-1], device=kept.device)
+    same = (kept[rows] == code.unsqueeze(-1)) & (at < places.view(-1, 1, 1))
+    return told(state.ids[rows], torch.where(same, at, -1).amax(-1, keepdim=True)).squeeze(1)
+
+
+def taken(config: ModelConfig, state: "State", rows: Tensor, places: Tensor) -> Tensor:
+    """What is taken from the byte at `places` (N,) of rows (N,): (N,)."""
+    kinds, since = (cast(Tensor, tag)[rows, places] for tag in (state.kinds, state.since))
+    found = torch.zeros_like(places)
     for kind, predictor in config.predictors.items():
         find = of_picture if predictor.sound is None else of_sound
-        following = torch.where(kinds == kind, find(config, kind, state, every, at + 1, kinds, since), following)
-    predicted[every] = following
+        found = torch.where(kinds == kind, find(config, kind, state, rows, places, kinds, since), found)
+    return found
 
 
 def of_picture(

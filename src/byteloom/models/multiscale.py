@@ -8,7 +8,7 @@ position of each stage; `step` costs the finest stage's weights per byte and a c
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from byteloom.layers.continuous import UniversalPatchEmbedder
 from byteloom.layers.linear import Linear, multiply
-from byteloom.layers.modalities import Embedder, FusedEmbedder, ModalEmbedder, Tagged, through_kinds
+from byteloom.layers.matches import Matches, matches
+from byteloom.layers.modalities import Embedder, ModalEmbedder, Tagged, through_kinds
 from byteloom.layers.patching import Expander, PatchEmbedder, draw_waves
 from byteloom.layers.prediction import distances, of_bytes
 from byteloom.layers.state import Past
@@ -27,6 +28,7 @@ from byteloom.losses import VOCABULARY, Loss, cross_entropy, marks_in_force, pla
 from byteloom.models import decoding
 from byteloom.models.config import ModelConfig
 from byteloom.models.decoding import State
+from byteloom.models.embedders import make_embedder
 from byteloom.models.guesses import predictions
 
 Inputs = Sequence[tuple[str | int | Tensor, Tensor]]
@@ -60,6 +62,7 @@ class Multiscale(nn.Module):
             self.heads = nn.ModuleList(Linear(config.stages[-1].dim, size, bias=False) for size in sizes)
         self.head_bias = nn.Parameter(torch.empty(config.vocab_size)) if config.head_bias else None
         self.conditions = UniversalPatchEmbedder(config.inputs, config.stages[0].dim) if config.inputs else None
+        self.matches = Matches(config.matches, config.stages[-1].dim) if config.matches else None
         self.guesses = nn.Embedding(VOCABULARY.num_bytes, config.stages[-1].dim) if config.told else None
         self.spans = tuple(config.span(i) for i in range(len(config.stages)))
         self._kind_of_mark: Tensor | None = None
@@ -80,6 +83,8 @@ class Multiscale(nn.Module):
         for module in self.modules():
             if isinstance(module, PatchEmbedder):
                 module.init_bytes(std, self.config.init_waves)
+            elif isinstance(module, Matches):
+                module.init_trust()
         if self.guesses is not None and self.config.init_waves is not None:
             draw_waves(self.guesses.weight, std, self.config.init_waves)
         for stack in self.stacks:
@@ -155,7 +160,7 @@ class Multiscale(nn.Module):
         h = self.coarsest(tagged, prefix)
         if chunk is None or self.config.late_parent or chunk >= padded.numel():
             seen = tagged.map(lambda x: x[:, :length])
-            return self.score(self.finer(tagged, h)[:, :length], seen.ids, seen.kinds)
+            return self.score(self.finer(tagged, h)[:, :length], seen.ids, seen.kinds, seen.predictions)
         each = math.ceil(h.shape[1] / math.ceil(padded.numel() / chunk))
         pasts: list[Past | None] = [None] * (len(self.stacks) - 1)
         nats = []
@@ -176,12 +181,12 @@ class Multiscale(nn.Module):
         first = begin * self.spans[0]
         h = self.finer(tagged, h, begin, pasts)
         here = tagged.map(lambda x: x[:, first : first + h.shape[1]])
-        return self.score(h, here.ids, here.kinds), pasts
+        return self.score(h, here.ids, here.kinds, here.predictions), pasts
 
-    def score(self, h: Tensor, ids: Tensor, kinds: Tensor | None = None) -> Tensor:
-        """The finest stage's output (B, T, D), what comes there, ids (B, T), and of which kind -> nats (B, T)."""
+    def score(self, h: Tensor, ids: Tensor, kinds: Tensor | None = None, predicted: Tensor | None = None) -> Tensor:
+        """The finest stage's output (B, T, D), what is read there, ids (B, T), of which kind, what is taken: (B, T)."""
         if self.config.heads == "shared" or kinds is None:
-            return cross_entropy(self.logits(h), ids)
+            return cross_entropy(self.shared_logits(h, predicted), ids)
 
         def part(kind: int) -> Callable[[Tensor, Tensor], Tensor]:
             own = self.config.kinds[kind].own
@@ -206,17 +211,18 @@ class Multiscale(nn.Module):
 
     def tag(self, ids: Tensor, mark: Tensor | None = None, since: Tensor | None = None) -> Tagged:
         """Ids (B, T) with their kinds and their places in their segments; bare where the model has one kind only."""
+        found = matches(self.config.matches, ids) if self.config.matches else None
         if not self.config.kinds:
-            return Tagged(ids)
+            return Tagged(ids, predictions=found)
         if self.config.embedder.streams:
             kinds = self.streams(ids.shape[1], ids.device).expand(ids.shape)
             return Tagged(ids, kinds, places_in_segment(ids, since, self.spans[0]))
         kinds = self.kind_of_mark(ids.device)[marks_in_force(ids, mark)]
         places = places_in_segment(ids, since)
         if not self.config.predictors:
-            return Tagged(ids, kinds, places)
-        predicted = predictions(self.config, ids, kinds, places)
-        return Tagged(distances(ids, predicted), kinds, places, predicted)
+            return Tagged(ids, kinds, places, found)
+        taken = predictions(self.config, ids, kinds, places)
+        return Tagged(distances(ids, taken), kinds, places, taken if found is None else taken + found)
 
     def kind_of_mark(self, device: torch.device) -> Tensor:
         """(marks,), for each mark the index of its modality among the config's kinds; 0 where it has none."""
@@ -320,7 +326,9 @@ class Multiscale(nn.Module):
 
     def tell(self, x: Tensor, predicted: Tensor | None) -> Tensor:
         """The finest stage's input (..., D) with what is guessed of the byte to be predicted there, (...)."""
-        return x if self.guesses is None or predicted is None else x + self.guesses(predicted % VOCABULARY.num_bytes)
+        if self.guesses is not None and predicted is not None:
+            x = x + self.guesses(predicted % VOCABULARY.num_bytes)
+        return x if self.matches is None or predicted is None else self.matches(x, predicted)
 
     def merge_late(self, h: Tensor) -> Tensor:
         """Of P + 1 outputs a patch (B, K * (P + 1), D), those that predict bytes 0, 1, ... (B, K * P + 1, D)."""
@@ -333,8 +341,12 @@ class Multiscale(nn.Module):
         `predicted` (...) is what is taken from bytes there. With a head for each modality, ids that are neither of its
         data nor reserved have -inf.
         """
-        if predicted is not None:
-            return of_bytes(self.logits(h, kinds), predicted)
+        if predicted is not None and self.config.predictors:
+            return of_bytes(self.read_logits(h, kinds, predicted), predicted)
+        return self.read_logits(h, kinds, predicted)
+
+    def read_logits(self, h: Tensor, kinds: Tensor | None, predicted: Tensor | None) -> Tensor:
+        """As `logits`, of what is read: of distances where bytes are guessed."""
         if self.config.heads == "by_modality" and kinds is not None:
 
             def part(kind: int) -> Callable[[Tensor], Tensor]:
@@ -349,7 +361,13 @@ class Multiscale(nn.Module):
 
             parts = [part(kind) for kind in range(len(self.config.kinds))]
             return through_kinds(kinds.flatten(), parts, h.flatten(0, -2)).unflatten(0, h.shape[:-1])
+        return self.shared_logits(h, predicted)
+
+    def shared_logits(self, h: Tensor, predicted: Tensor | None) -> Tensor:
+        """As `read_logits`, of the one head over all ids."""
         logits = self.head(h) if self.head is not None else multiply(h, self.table.weight)
+        if self.matches is not None and predicted is not None:
+            logits = self.matches.point(logits, h, predicted)
         return self.capped(logits if self.head_bias is None else logits + self.head_bias)
 
     @property
@@ -428,22 +446,3 @@ class Multiscale(nn.Module):
     def is_late(self, stage: int) -> bool:
         """Whether this stage has one position more in each patch."""
         return self.config.late_parent and stage == len(self.stacks) - 1
-
-
-def make_embedder(config: ModelConfig, stage: int) -> Embedder:
-    """The embedder of a stage: `PatchEmbedder`, or one that tells modalities or streams apart."""
-    layer, options, kinds = config.stages[stage], config.embedder, config.kinds
-    if options.kind == "fusion" and stage == 0:
-        return FusedEmbedder(layer, options, embed_dim=config.embed_dim(0), dim=layer.dim)
-    sizes: dict[str, Any] = {
-        "vocab_size": config.vocab_size,
-        "span": config.span(stage),
-        "embed_dim": config.embed_dim(stage),
-        "dim": layer.dim,
-        "projection": config.projection(stage),
-    }
-    if options.kind != "plain":
-        return ModalEmbedder(layer, options, kinds, **sizes)
-    return PatchEmbedder(
-        layer, **sizes, bottleneck=options.bottleneck, pooling=options.pooling, dropout=options.dropout
-    )
