@@ -132,6 +132,8 @@ class Options:
     """Who takes part."""
     adamw_rates: tuple[float, ...] = (1e-3, 3e-3)
     """Learning rates of AdamW that all but ours try; none: Muon alone."""
+    parts: int | None = None
+    """Windows into which one of ours is cut for all others; None: as many as suit them (above)."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether ours, paper mode included, is compiled; "auto" as `byteloom train` decides."""
     valid_bytes: int = 131072
@@ -534,7 +536,7 @@ class Results:
 
     def __init__(self, options: Options):
         self.path = options.json
-        settings = {key: getattr(options, key) for key in ("seconds", "valid_bytes", "compile")}
+        settings = {key: getattr(options, key) for key in ("seconds", "valid_bytes", "parts", "compile")}
         self.found: dict[str, Any] = {
             "settings": settings,
             "machine": {"torch": torch.__version__, "threads": torch.get_num_threads(), "cores": os.cpu_count()},
@@ -738,6 +740,9 @@ def main(options: Options) -> None:
         raise DataError("--seeds names none; give one or more")
     results = Results(options)
     tasks = [open_task(options.suite, name) for name in options.sets]
+    if options.parts is not None:
+        cut = {"parts": options.parts, "llama_parts": options.parts}
+        tasks = [dataclasses.replace(task, kind=dataclasses.replace(task.kind, **cut)) for task in tasks]
     console = Console(width=170, highlight=False)
     for task in tasks:
         for model in options.models:

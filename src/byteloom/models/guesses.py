@@ -39,7 +39,7 @@ def sounds(config: ModelConfig) -> dict[int, Layout]:
 
 def no_hashes(config: ModelConfig, batch: int, length: int, device: torch.device) -> Tensor | None:
     """Hashes (B, lengths, length) of rows that have read nothing; None where no matches are looked for."""
-    none = -1 - torch.arange(length, device=device)
+    none = -1 - torch.arange(length, dtype=torch.int32, device=device)  # hashes are below 2^31
     return none.repeat(batch, len(config.matches), 1) if config.matches else None
 
 
@@ -73,21 +73,27 @@ def note_bytes(config: ModelConfig, ids: Tensor, state: "State", rows: Tensor | 
     predicted, device = cast(Tensor, state.predicted), ids.device
     every = torch.arange(predicted.shape[0], device=device) if rows is None else rows
     at = state.lengths.to(device)[every]
-    following = torch.zeros_like(ids) if state.hashes is None else followed(config, state, every, at + 1)
+    following = torch.zeros_like(ids) if state.hashes is None else followed(config, state, rows, every, at + 1)
     if state.distances is not None:
         state.distances[every, at] = distances(ids, predicted[every])
         following = following + taken(config, state, every, at + 1)
     predicted[every] = following
 
 
-def followed(config: ModelConfig, state: "State", rows: Tensor, places: Tensor) -> Tensor:
-    """What followed a match that ends before `places` (N,) of rows (N,), as `layers.matches.matches` has it: (N,)."""
+def followed(config: ModelConfig, state: "State", rows: Tensor | None, every: Tensor, places: Tensor) -> Tensor:
+    """What followed a match that ends before `places` (N,) of these rows (None: all), which are `every` (N,): (N,).
+
+    As `layers.matches.matches` has it.
+    """
     kept = cast(Tensor, state.hashes)
-    code = last_hashes(config.matches, before(state, rows, places, max(config.matches))[0], places)  # (N, lengths)
-    kept[rows, :, places] = code
-    at = torch.arange(kept.shape[-1], device=kept.device)
-    same = (kept[rows] == code.unsqueeze(-1)) & (at < places.view(-1, 1, 1))
-    return told(state.ids[rows], torch.where(same, at, -1).amax(-1, keepdim=True)).squeeze(1)
+    code = last_hashes(config.matches, before(state, every, places, max(config.matches))[0], places).to(kept.dtype)
+    kept[every, :, places] = code
+    if not torch.compiler.is_compiling():  # there no shape may depend on values
+        kept = kept[..., : int(state.lengths.max()) + 1]
+    known, ids = (kept, state.ids) if rows is None else (kept[rows], state.ids[rows])
+    at = torch.arange(known.shape[-1], dtype=kept.dtype, device=kept.device)
+    same = (known == code.unsqueeze(-1)) & (at < places.view(-1, 1, 1))
+    return told(ids, torch.where(same, at, -1).amax(-1, keepdim=True).long()).squeeze(1)
 
 
 def taken(config: ModelConfig, state: "State", rows: Tensor, places: Tensor) -> Tensor:
