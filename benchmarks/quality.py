@@ -596,7 +596,8 @@ def run(
             if shape is None:
                 learned = learn_ours(task, task.run, folder, seed, options)
             elif model == "paper":
-                config = dataclasses.replace(task.run, model=paper_model(shape), optim=optim)
+                windows = dataclasses.replace(task.run.train, batch_size=row["batch_size"])
+                config = dataclasses.replace(task.run, model=paper_model(shape), optim=optim, train=windows)
                 chosen_mode = dataclasses.replace(options, compile=faster(task, config, options))
                 learned = learn_ours(task, config, folder, seed, chosen_mode)
             else:

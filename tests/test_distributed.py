@@ -47,7 +47,9 @@ def run(model: ModelConfig = TWO, optim: OptimConfig | None = None, parallel: di
 
 
 STRINGS = dataclasses.replace(
-    TWO, stages=tuple(dataclasses.replace(s, ngrams=(2, 4), ngram_rows=101, ngram_dim=4) for s in TWO.stages)
+    TWO,
+    stages=tuple(dataclasses.replace(s, ngrams=(2, 4), ngram_rows=101, ngram_dim=4) for s in TWO.stages),
+    matches=(2, 4),
 )
 CASES = {
     "plain": run(checkpoint_steps=6),
