@@ -218,6 +218,7 @@ def test_all_is_run_written_and_gone_on_with(
         nats, sizes = np.array(row["items"]).T
         assert sizes.tolist() == [699, 700, 700, 700, 700], "all but the first byte"
         assert nats.sum() / math.log(2) / sizes.sum() == pytest.approx(row["test"], abs=1e-4)
+        assert row["bytes"] == pytest.approx(row["steps"] * row["batch_size"] * row["context"], rel=0.05)
         assert ("documents" in row) == (row["model"] in ("ours", "paper"))
     assert set(found["modes"]) == {"text_x / megabyte-pytorch", "text_x / llama"}
     summary = found["summary"]["text_x"]

@@ -151,7 +151,7 @@ class Saver:
         if self.world.main:
             with naming(folder, self.run):
                 shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
+                partial.mkdir(parents=True, exist_ok=True)  # another process's writer may just have made it
         writer = dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True)
         written: Any = dcp.async_save(tensors, storage_writer=writer, process_group=self.world.writers)
         thread = ThreadPoolExecutor(1, "checkpoint")
