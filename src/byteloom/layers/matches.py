@@ -6,8 +6,10 @@ but to where a match model of the PAQ compressors points; nothing has to be lear
 sort of the sequence's hashes, and some additions a byte.
 """
 
+import functools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -97,9 +99,18 @@ def hashes(lengths: Sequence[int], ids: Tensor) -> Tensor:
 
 def last_hashes(lengths: Sequence[int], ids: Tensor, ends: Tensor) -> Tensor:
     """As `hashes`, of the strings that end before `ends` (N,), where ids (N, max(lengths)) stand: (N, lengths)."""
-    sums = ((ids.flip(-1) + 1) * torch.tensor(weights(lengths), device=ids.device)).cumsum(-1)
-    size = torch.tensor(lengths, device=ids.device)
-    return torch.where(ends.unsqueeze(-1) >= size, sums[:, size - 1] % HASHES, -1 - ends.unsqueeze(-1))
+    # What each length weighs of the bytes: (max(lengths), lengths).
+    table, size = (torch.from_numpy(array).to(ids.device) for array in tables(tuple(lengths)))
+    sums = ((ids + 1).unsqueeze(-1) * table).sum(1)
+    return torch.where(ends.unsqueeze(-1) >= size, sums % HASHES, -1 - ends.unsqueeze(-1))
+
+
+@functools.cache
+def tables(lengths: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The weights of the last bytes in the hash of each length, 0 of those before it, and the lengths."""
+    every = np.array(weights(lengths))[::-1, None]
+    back = np.arange(max(lengths))[::-1, None]
+    return np.where(back < np.array(lengths), every, 0), np.array(lengths)
 
 
 def weights(lengths: Sequence[int]) -> list[int]:
