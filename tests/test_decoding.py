@@ -27,7 +27,10 @@ def test_the_path_on_the_device_is_the_path_on_the_host(config: ModelConfig, see
         if prompt:
             model.prefill(ids[:, :prompt], [prompt] * rows, state)
     device.compiled = True
-    device.runs = [decoding.run_on_device] * len(model.stacks)  # what is compiled, not compiled
+    device.runs = [
+        *[decoding.run_on_device] * len(model.stacks),
+        decoding.note_on_device,
+    ]  # what is compiled, not compiled
     for t in range(prompt, length):
         torch.testing.assert_close(model.step(ids[:, t], device), model.step(ids[:, t], host), atol=2e-4, rtol=1e-3)
 
@@ -47,10 +50,13 @@ def test_a_prompt_in_chunks_is_the_prompt_at_once(config: ModelConfig, seed: int
             model.step(torch.full((len(lengths),), 65), state)
 
 
-@pytest.mark.parametrize("config", [TWO, THREE], ids=["two stages", "three stages"])
+MATCHED = dataclasses.replace(TWO, matches=(1, 2))
+
+
+@pytest.mark.parametrize("config", [TWO, THREE, MATCHED], ids=["two stages", "three stages", "matches"])
 def test_compiled_generation_writes_the_same_bytes(config: ModelConfig) -> None:
     stages = tuple(dataclasses.replace(stage, num_layers=1) for stage in config.stages)
-    model = configs.build(dataclasses.replace(config, stages=stages))
+    model = configs.build(dataclasses.replace(config, stages=stages), seed=1)
     prompts, greedy = ["a", "some words", "", "sixteen letters."], SamplingConfig(temperature=0)
     plain = generate(model, prompts, max_bytes=12, sampling=greedy)
     assert generate(model, prompts, max_bytes=12, sampling=greedy, compiled=True) == plain
@@ -59,7 +65,7 @@ def test_compiled_generation_writes_the_same_bytes(config: ModelConfig) -> None:
     assert len(stopped[1]) == 7, "a row ends before the others"
     assert generate(model, prompts, max_bytes=12, sampling=greedy, stop=ends, compiled=True) == stopped
     # Weights of another type need another function; what is compiled does not look at them again.
-    assert len(decoding.COMPILED[model]) == len(model.stacks)
+    assert len(decoding.COMPILED[model]) == len(model.stacks) + bool(config.matches)
     model.to(torch.float64)
     assert generate(model, "some words", max_bytes=4, sampling=greedy, compiled=True) == plain[1][:4]
 

@@ -276,7 +276,7 @@ def test_rows_that_end_leave_a_compiled_batch_as_it_was(monkeypatch: pytest.Monk
     options = {"max_bytes": 30, "seed": 3, "modalities": ["codes", "text"], "max_context": 60}
     expected = generate_documents(model, PROMPTS, **options)
     assert len({sum(len(segment.data) for segment in found.segments) for found in expected}) > 3
-    monkeypatch.setattr(decoding, "compiled_run", lambda model, stage, state: decoding.run_on_device)
+    monkeypatch.setattr(decoding, "compiled_run", lambda *_: decoding.run_on_device)
     assert generate_documents(model, PROMPTS, compiled=True, **options) == expected
 
 

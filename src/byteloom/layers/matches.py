@@ -6,7 +6,6 @@ but to where a match model of the PAQ compressors points; nothing has to be lear
 sort of the sequence's hashes, and some additions a byte.
 """
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -105,7 +104,6 @@ def last_hashes(lengths: Sequence[int], ids: Tensor, ends: Tensor) -> Tensor:
     return torch.where(ends.unsqueeze(-1) >= size, sums % HASHES, -1 - ends.unsqueeze(-1))
 
 
-@functools.cache
 def tables(lengths: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """The weights of the last bytes in the hash of each length, 0 of those before it, and the lengths."""
     every = np.array(weights(lengths))[::-1, None]

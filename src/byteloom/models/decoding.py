@@ -18,7 +18,7 @@ from byteloom.layers.modalities import Tagged
 from byteloom.layers.state import Past, StackState
 from byteloom.layers.transformer import autocast_dtype
 from byteloom.losses import VOCABULARY
-from byteloom.models.guesses import no_filters, no_hashes, note_bytes, note_prompt, predictions
+from byteloom.models.guesses import no_filters, no_hashes, note_bytes, note_on_device, note_prompt, predictions
 
 if TYPE_CHECKING:
     from byteloom.models.multiscale import Multiscale
@@ -181,7 +181,10 @@ def step(model: "Multiscale", ids: Tensor, state: State, rows: Sequence[int] | N
         state.ids[places[:, 0], places[:, 1]] = ids
     if state.kinds is not None and state.since is not None:
         note_tags(model, ids, state, chosen if rows is not None else None)
-    if state.predicted is not None:
+    if state.compiled and rows is None and state.hashes is not None and state.distances is None:
+        state.runs = state.runs or compiled_runs(model, state)
+        state.runs[-1](model, len(model.stacks), ids, state)
+    elif state.predicted is not None:
         note_bytes(model.config, ids, state, None if rows is None else torch.tensor(chosen, device=ids.device))
     for row in chosen:
         lengths[row] += 1
@@ -221,7 +224,7 @@ def advance(model: "Multiscale", state: State, rows: Sequence[int]) -> None:
             continue
         positions = [lengths[row] // span for row in due]
         if state.compiled and len(due) == len(lengths) and not model.config.late_parent:
-            state.runs = state.runs or [compiled_run(model, stage, state) for stage in range(len(model.stacks))]
+            state.runs = state.runs or compiled_runs(model, state)
             state.runs[i](model, i, torch.tensor(positions, device=state.ids.device), state)
         else:
             run(model, i, due, positions, state)
@@ -270,8 +273,13 @@ def run(model: "Multiscale", stage: int, rows: Sequence[int], positions: list[in
     state.logits[torch.tensor(rows, device=device)[kept]] = logits[kept]
 
 
+def compiled_runs(model: "Multiscale", state: State) -> "list[Run]":
+    """For each stage `run_on_device`, and where matches are looked for `note_on_device`, compiled at first use."""
+    return [compiled_run(model, stage, state) for stage in range(len(model.stacks) + (state.hashes is not None))]
+
+
 def compiled_run(model: "Multiscale", stage: int, state: State) -> "Run":
-    """`run_on_device` compiled for this model, stage and state, and for those that are alike; on CUDA a graph.
+    """The function of a stage compiled for this model and state, and for those that are alike; on CUDA a graph.
 
     torch.compile looks at every tensor before each call, whether it still is as it was: half as long as a small stage
     itself. Here one function is kept for each set of shapes and types, so that this need not be asked.
@@ -280,7 +288,8 @@ def compiled_run(model: "Multiscale", stage: int, state: State) -> "Run":
     tensors = (*model.parameters(), *model.buffers(), *state.tensors())
     key = (stage, state.ids.is_inference(), *((t.shape, t.dtype, t.device) for t in tensors))
     if key not in known:
-        code = run_on_device.__code__.replace()  # torch.compile keeps what it makes with the code object
+        function = run_on_device if stage < len(model.stacks) else note_on_device
+        code = function.__code__.replace()  # torch.compile keeps what it makes with the code object
         options: dict[str, Any] = {"guard_filter_fn": lambda guards: [not guard.name for guard in guards]}
         if state.ids.device.type == "cuda":
             options["triton.cudagraphs"] = True
@@ -288,7 +297,7 @@ def compiled_run(model: "Multiscale", stage: int, state: State) -> "Run":
                 torch._dynamo.mark_static_address(tensor)
         else:
             options["size_asserts"] = False
-        fresh = FunctionType(code, run_on_device.__globals__)
+        fresh = FunctionType(code, function.__globals__)
         known[key] = torch.compile(fresh, dynamic=False, fullgraph=True, options=options)
     return known[key]
 

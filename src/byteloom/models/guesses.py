@@ -18,6 +18,7 @@ from byteloom.models.config import ModelConfig
 
 if TYPE_CHECKING:
     from byteloom.models.decoding import State
+    from byteloom.models.multiscale import Multiscale
 
 
 def predictions(config: ModelConfig, ids: Tensor, kinds: Tensor, since: Tensor, first: Tensor | int = 0) -> Tensor:
@@ -78,6 +79,11 @@ def note_bytes(config: ModelConfig, ids: Tensor, state: "State", rows: Tensor | 
         state.distances[every, at] = distances(ids, predicted[every])
         following = following + taken(config, state, every, at + 1)
     predicted[every] = following
+
+
+def note_on_device(model: "Multiscale", _: int, ids: Tensor, state: "State") -> None:
+    """`note_bytes` of ids (B,) in all rows, to be compiled where no modality is guessed."""
+    note_bytes(model.config, ids, state, None)
 
 
 def followed(config: ModelConfig, state: "State", rows: Tensor | None, every: Tensor, places: Tensor) -> Tensor:
