@@ -8,8 +8,8 @@ import torch
 from test_linear_prediction import as_ids, sound
 from torch import Tensor
 
-from byteloom.layers.matches import LONGEST, TAKEN, Matches, hashes, last_hashes, matches, parts
-from byteloom.layers.prediction import PredictorConfig
+from byteloom.layers.matches import LONGEST, Matches, hashes, last_hashes, matches, parts
+from byteloom.layers.prediction import TAKEN, PredictorConfig
 from byteloom.losses import VOCABULARY
 from byteloom.models.config import ModelConfig, StageConfig
 from byteloom.models.multiscale import Multiscale

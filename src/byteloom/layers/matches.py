@@ -13,14 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from byteloom.layers.linear_prediction import ranked
 from byteloom.layers.patching import HASHES, MULTIPLIER
+from byteloom.layers.prediction import TAKEN, distances
 from byteloom.losses import VOCABULARY
 
 LONGEST = 256
 """Bytes of a string, at most: below 2^57 a sum of so many products of hashes and ids stays."""
-TAKEN = 512
-"""What is taken from a byte (layers/prediction.py) is below this; multiples of it, in the same number, tell a match."""
 
 
 class Matches(nn.Module):
@@ -51,9 +49,8 @@ class Matches(nn.Module):
         level, byte = parts(predicted)
         more = ((h * self.weigh(level)).sum(-1) + self.bias[level]).masked_fill(level == 0, 0.0)
         # Where bytes are read as distances, it is one that the logits are of.
-        taken = predicted % TAKEN
-        place = torch.where(taken > 255, ranked(byte), byte)
-        return logits.scatter_add(-1, ((place - taken) % 256).unsqueeze(-1), more.unsqueeze(-1).to(logits.dtype))
+        place = distances(byte, predicted).unsqueeze(-1)
+        return logits.scatter_add(-1, place, more.unsqueeze(-1).to(logits.dtype))
 
 
 def parts(predicted: Tensor) -> tuple[Tensor, Tensor]:

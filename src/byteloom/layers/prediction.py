@@ -17,6 +17,8 @@ from torch import Tensor
 from byteloom.layers import linear_prediction
 from byteloom.layers.linear_prediction import Layout, ranked
 
+TAKEN = 512
+"""What is taken from a byte is below this; multiples of it, in the same number, tell a match (layers/matches.py)."""
 Sum = tuple[int, ...]
 """How many bytes back those are that are added; a negative one is subtracted."""
 
@@ -126,7 +128,7 @@ def predictions(config: PredictorConfig, ids: Tensor, since: Tensor, first: Tens
 def distances(ids: Tensor, predicted: Tensor) -> Tensor:
     """Bytes (...) as distances from their predictions (...); other ids stay as they are."""
     data = ids < 256
-    return torch.where(data, (torch.where(data & (predicted % 512 > 255), ranked(ids), ids) - predicted) % 256, ids)
+    return torch.where(data, (torch.where(data & (predicted % TAKEN > 255), ranked(ids), ids) - predicted) % 256, ids)
 
 
 def of_bytes(logits: Tensor, predicted: Tensor) -> Tensor:
