@@ -739,6 +739,8 @@ def main(options: Options) -> None:
     acceleration.keep_memory()
     if not options.seeds:
         raise DataError("--seeds names none; give one or more")
+    if options.parts is not None and not 1 <= options.parts <= 64:
+        raise DataError(f"--parts is {options.parts}; give a number of windows from 1 to 64")
     results = Results(options)
     tasks = [open_task(options.suite, name) for name in options.sets]
     if options.parts is not None:

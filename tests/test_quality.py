@@ -231,6 +231,8 @@ def test_all_is_run_written_and_gone_on_with(
 
     with pytest.raises(DataError, match="holds results already; add --resume"):
         quality.main(quality.Options(**about, seeds=(0,)))
+    with pytest.raises(DataError, match="--parts is 0"):
+        quality.main(quality.Options(**about, parts=0))
     with pytest.raises(DataError, match="was begun with"):
         quality.main(quality.Options(**about | {"seconds": 9.0}, resume=True))
     quality.main(quality.Options(**about, seeds=(0, 1), models=("llama",), resume=True))
