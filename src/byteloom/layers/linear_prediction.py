@@ -2,9 +2,10 @@
 
 The filters that would have predicted the samples just read best are found anew every `BLOCK` samples, so they cost no
 bytes (backward adaptation, as in ITU-T G.728): one from a longer past and one from a shorter, and what guesses is their
-mean, weighted by how well each does on the newest samples. Products of samples are summed as whole numbers below 2^53
-and filters rounded to multiples of 2^-`FRACTION`: a guess does not depend on how many sequences or positions are
-computed at once. Cost: about 2,000 multiplications a sample, in float64.
+mean, weighted by how well each does on the newest samples. A voice or a string repeats itself every few milliseconds, with
+what such a filter missed; so what it missed one period ago is added (long-term prediction, as in ITU-T G.729). Products
+of samples are summed as whole numbers below 2^53 and filters rounded to multiples of 2^-`FRACTION`: a guess does not
+depend on how many sequences or positions are computed at once. Cost: about 6,000 multiplications a sample, in float64.
 """
 
 import math
@@ -17,10 +18,20 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 FITS = ((32, 256), (12, 96))
 """Of each filter that is fitted: its order, and how many samples it is fitted to."""
-ORDER, WINDOW = map(max, zip(*FITS, strict=True))
-"""Samples that a guess is a weighted sum of, and that are read to find the weights."""
+SHORT, WINDOW = map(max, zip(*FITS, strict=True))
+"""The longest order, and samples that are read to find a filter."""
 RECENT = 48
 """Samples that a filter is judged by."""
+PERIODS = (20, 128)
+"""The shortest and the longest period of what repeats itself, in samples: 62 to 400 Hz at 8,000 samples a second."""
+REPEATED = 96
+"""Samples that a period is judged by; each counts 3 percent less than the next."""
+REPEATS = 2
+"""Periods of a block: the second is mostly the one beside the first, for a period is no whole number of samples."""
+CAUTION = 0.1
+"""How much less of a repeat is added the less of what was missed it explains."""
+ORDER = PERIODS[1] + SHORT
+"""Samples that a guess is a weighted sum of."""
 BLOCK = 8
 """Samples for which a filter is kept."""
 FRACTION = 14
@@ -97,9 +108,10 @@ def filters(layout: Layout, values: Tensor, rows: Tensor, places: Tensor, first:
     index = places.view(-1, 1, 1) + ends.view(1, -1, 1) - back  # (M, channels, WINDOW)
     known = index - layout.size + 1 >= first.view(-1, 1, 1)
     past = values[rows.view(-1, 1, 1), index.clamp(min=0)] * known
-    fits = [F.pad(fit(past[..., :window], order), (0, ORDER - order)) for order, window in FITS]
-    shares = torch.stack([1 / error(past, found).square().square() for found in fits])
-    return ((torch.stack(fits) * shares).sum(0) / shares.sum(0)).round()
+    fits = [F.pad(fit(past[..., :window], order), (0, SHORT - order)) for order, window in FITS]
+    shares = [1 / (missed(past, found, RECENT).abs().mean(-1, keepdim=True) + 0.5) ** 4 for found in fits]
+    short = sum(found * share for found, share in zip(fits, shares, strict=True)) / sum(shares)
+    return with_repeats(past, short.round())
 
 
 def fit(past: Tensor, order: int) -> Tensor:
@@ -120,26 +132,66 @@ def fit(past: Tensor, order: int) -> Tensor:
     return (found * 2**FRACTION).round().clamp(-limit, limit)
 
 
-def error(past: Tensor, found: Tensor) -> Tensor:
-    """Half and the mean distance (..., 1) of the `RECENT` newest of samples (..., WINDOW) from a filter's guesses."""
-    missed = past[..., :RECENT] * 2**FRACTION
-    for lag in range(ORDER):
-        missed = missed - found[..., lag : lag + 1] * past[..., lag + 1 : lag + 1 + RECENT]
-    return missed.abs().mean(-1, keepdim=True) / 2**FRACTION + 0.5
+def missed(past: Tensor, found: Tensor, count: int) -> Tensor:
+    """How far the newest samples (..., count), from the newest back, of (..., WINDOW) are from a filter's guesses."""
+    left = past[..., :count] * 2**FRACTION
+    for lag in range(SHORT):
+        left = left - found[..., lag : lag + 1] * past[..., lag + 1 : lag + 1 + count]
+    return left / 2**FRACTION
 
 
-def guesses(layout: Layout, values: Tensor, places: Tensor, since: Tensor, first: Tensor, weights: Tensor) -> Tensor:
-    """The guess at each of `places` (B, L) of `samples` (B, T): (B, L), whole numbers of 16 bits, or of 8 for pcm8.
+def with_repeats(past: Tensor, short: Tensor) -> Tensor:
+    """A filter (..., SHORT) and what it missed one period ago, as one filter (..., ORDER).
 
-    There `since` (B, L) bytes of the segment stand before, the first that may be read is `first` (B, L), and the filter
-    is `weights` (B, L, ORDER).
+    Periods are found one after another, each that which leaves least of what the newest of samples (..., WINDOW) are
+    from the filter's guesses (matching pursuit).
     """
-    back = layout.stride * (torch.arange(ORDER, device=values.device) + 1)
-    index = (places - since % layout.size + layout.size - 1).unsqueeze(-1) - back  # (B, L, ORDER)
-    known = index - layout.size + 1 >= first.unsqueeze(-1)
-    read = values.gather(1, index.clamp(min=0).flatten(1)).view(index.shape) * known
+    first, last = PERIODS
+    error = missed(past, short, last + REPEATED).round().clamp(-(1 << 16), 1 << 16)
+    newest = torch.arange(REPEATED, device=past.device)
+    weight = (63 * torch.exp(-newest / 32.0).double()).round()
+    periods = torch.arange(first, last + 1, device=past.device)
+    power, target = sums(error.square(), weight.expand_as(error[..., :REPEATED])), error[..., :REPEATED]
+    whole = F.pad(short, (0, ORDER - SHORT))
+    for _ in range(REPEATS):
+        common = sums(error, target * weight)
+        # Of equal ones the shortest.
+        explained = (common.clamp(min=0).square() / (power + 1) * (1 - periods / 2**20)).max(-1, keepdim=True)
+        share = explained.values / ((target.square() * weight).sum(-1, keepdim=True) + 1)
+        caution = (1 - CAUTION * (1 - share) / share.clamp(min=1e-9)).clamp(min=0)
+        gain = (common / (power + 1)).gather(-1, explained.indices) * caution
+        gain = (gain * 2**FRACTION).round() / 2**FRACTION
+        period = explained.indices + first
+        target = (target - gain * error.gather(-1, period + newest)).round()
+        # gain * (x[t - period] - sum of short[k] * x[t - period - 1 - k])
+        index = torch.arange(ORDER, device=past.device) - period
+        echo = short.gather(-1, index.clamp(0, SHORT - 1)) * ((index >= 0) & (index < SHORT))
+        whole = whole + gain * ((index == -1) * 2.0**FRACTION - echo)
+    limit = 16 * 2**FRACTION
+    return whole.round().clamp(-limit, limit)
+
+
+def sums(error: Tensor, weight: Tensor) -> Tensor:
+    """Of each period the sum of what stands a period before (..., REPEATED) times `weight`: (..., periods), exact."""
+    first, last = PERIODS
+    return (error.unfold(-1, REPEATED, 1)[..., first : last + 1, :] @ weight.unsqueeze(-1)).squeeze(-1)
+
+
+def guesses(
+    layout: Layout, values: Tensor, rows: Tensor, ends: Tensor, first: Tensor, weights: Tensor, count: int
+) -> Tensor:
+    """Guesses (N, count) of samples of a channel: whole numbers of 16 bits, or of 8 for pcm8.
+
+    The first of them ends at `ends` (N,) of rows (N,) of `samples` (B, T), the filter for all is `weights` (N, ORDER).
+    A guess reads what is before its sample, from `first` (N,) on.
+    """
+    index = ends.unsqueeze(1) + layout.stride * torch.arange(-ORDER, count - 1, device=ends.device)
+    known = index - layout.size + 1 >= first.unsqueeze(1)
+    read = values[rows.unsqueeze(1), index.clamp(0, values.shape[1] - 1)] * known
+    oldest_first = weights.flip(-1)
+    found = torch.stack([(read[:, i : i + ORDER] * oldest_first).sum(-1) for i in range(count)], dim=1)
     limit = 128 if layout.coding == "pcm8" else 1 << 15
-    return ((read * weights).sum(-1) / 2**FRACTION).round().clamp(-limit, limit - 1)
+    return (found / 2**FRACTION).round().clamp(-limit, limit - 1)
 
 
 def as_predictions(layout: Layout, guess: Tensor, since: Tensor, before: Tensor) -> Tensor:
@@ -162,15 +214,17 @@ def predictions(layout: Layout, ids: Tensor, since: Tensor) -> Tensor:
     """As `layers.prediction.predictions` has it, at all positions of ids (B, T)."""
     values, column = samples(layout, ids), torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     rows, places = begins(layout, since)
-    first = (column - since).clamp(min=0)
-    found = filters(layout, values, rows, places, first[rows, places])
+    first = (column - since).clamp(min=0)[rows, places]
+    ends = places.unsqueeze(1) + layout.size * torch.arange(1, layout.channels + 1, device=ids.device) - 1
+    each = [known.repeat_interleave(layout.channels) for known in (rows, first)]
+    found = filters(layout, values, rows, places, first).flatten(0, 1)
+    found = guesses(layout, values, each[0], ends.flatten(), each[1], found, BLOCK).view(-1, layout.channels, BLOCK)
+    found = F.pad(found, (0, 0, 0, 0, 0, 1))  # the last is of blocks that began before
     number = torch.full_like(ids, len(rows))
     number[rows, places] = torch.arange(len(rows), device=ids.device)
     begin = column - since % layout.block
     number = number.gather(1, begin.clamp(min=0)).masked_fill(begin < 0, len(rows))
-    found = torch.cat((found, found.new_zeros(1, *found.shape[1:])))  # the last is of blocks that began before
-    weights = found[number, since % layout.stride // layout.size]
-    guess = guesses(layout, values, column, since, first, weights)
+    guess = found[number, since % layout.stride // layout.size, since % layout.block // layout.stride]
     return as_predictions(layout, guess, since, F.pad(ids[:, :-1], (1, 0)))
 
 

@@ -135,12 +135,13 @@ def of_sound(
     elif bool(due.any()):
         kept[rows[due], : layout.channels] = fitted(layout, state, rows[due], places[due], since[due])
     ids, known = before(state, rows, places, layout.stride * ORDER + layout.size)
-    end = torch.full_like(places, ids.shape[1]).unsqueeze(1)
-    weights = kept[rows, since % layout.stride // layout.size].unsqueeze(1)
-    since = since.unsqueeze(1)
-    first = end - torch.minimum(since, known.unsqueeze(1))
-    guess = linear_prediction.guesses(layout, linear_prediction.samples(layout, ids), end, since, first, weights)
-    return linear_prediction.as_predictions(layout, guess, since, ids[:, -1:]).squeeze(1)
+    end = torch.full_like(places, ids.shape[1])
+    weights = kept[rows, since % layout.stride // layout.size]
+    first = end - torch.minimum(since, known)
+    values, every = linear_prediction.samples(layout, ids), torch.arange(len(rows), device=ids.device)
+    ends = end - since % layout.size + layout.size - 1
+    guess = linear_prediction.guesses(layout, values, every, ends, first, weights, 1)
+    return linear_prediction.as_predictions(layout, guess, since.unsqueeze(1), ids[:, -1:]).squeeze(1)
 
 
 def fitted(layout: Layout, state: "State", rows: Tensor, places: Tensor, since: Tensor) -> Tensor:
