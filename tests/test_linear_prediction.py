@@ -79,9 +79,7 @@ def by_hand(values: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("coding", "channels"), CODINGS)
-def test_guesses_are_those_of_the_normal_equations(
-    coding: str, channels: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_guesses_are_those_of_the_normal_equations(coding: str, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lp, "REPEATS", 0)
     samples = sound(700, channels)
     ids = as_ids(coding, samples)

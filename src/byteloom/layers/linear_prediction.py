@@ -2,10 +2,11 @@
 
 The filters that would have predicted the samples just read best are found anew every `BLOCK` samples, so they cost no
 bytes (backward adaptation, as in ITU-T G.728): one from a longer past and one from a shorter, and what guesses is their
-mean, weighted by how well each does on the newest samples. A voice or a string repeats itself every few milliseconds, with
-what such a filter missed; so what it missed one period ago is added (long-term prediction, as in ITU-T G.729). Products
-of samples are summed as whole numbers below 2^53 and filters rounded to multiples of 2^-`FRACTION`: a guess does not
-depend on how many sequences or positions are computed at once. Cost: about 6,000 multiplications a sample, in float64.
+mean, weighted by how well each does on the newest samples. A voice or a string repeats itself every few milliseconds,
+and with it what such a filter misses, so what it missed one period ago is added (long-term prediction, as in ITU-T
+G.729). Products of samples are summed as whole numbers below 2^53 and filters rounded to multiples of 2^-`FRACTION`: a
+guess does not depend on how many sequences or positions are computed at once. Cost: about 7,000 multiplications a
+sample, in float64.
 """
 
 import math
