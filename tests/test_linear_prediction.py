@@ -145,7 +145,9 @@ def test_what_a_voice_repeats_is_guessed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(("coding", "channels"), CODINGS)
-def test_it_does_not_matter_how_many_are_guessed_at_once(coding: str, channels: int) -> None:
+def test_it_does_not_matter_how_many_are_guessed_at_once(
+    coding: str, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ids = torch.cat([as_ids(coding, sound(400, channels, seed)) for seed in range(3)])
     ids = torch.cat((ids, torch.randint(0, 256, ids.shape)))
     config, (batch, length) = PredictorConfig(guess=coding, channels=channels), ids.shape
@@ -158,6 +160,8 @@ def test_it_does_not_matter_how_many_are_guessed_at_once(coding: str, channels: 
         first = max(0, end - config.reach)
         part = predictions(config, ids[:, first : end + 1], since[:, first : end + 1])
         assert torch.equal(part[:, -1], whole[:, end])
+    monkeypatch.setattr(lp, "AT_ONCE", 7)
+    assert torch.equal(predictions(config, ids, since), whole)
 
 
 def test_silence_and_the_loudest_square_are_guessed_without_trouble() -> None:
