@@ -295,7 +295,7 @@ GLOBAL_TO_LOCAL = 6
 LAYERS_PER_WIDTH = 1 / 64
 """Layers for each channel, as in the paper's S1 (12 at 768)."""
 WINDOW = 32
-"""What the finest stage sees, across patch borders: 0.35 bits per byte over isolated patches (docs/results.md)."""
+"""What the finest stage sees, across patch borders: 0.35 bits per byte over isolated patches (docs/trials.md)."""
 LARGEST_PATCHED_CONTEXT = 1 << 16
 """From here on three stages: with two, either patches or their number would be too many."""
 
