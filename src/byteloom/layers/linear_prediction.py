@@ -152,7 +152,7 @@ def with_repeats(past: Tensor, short: Tensor) -> Tensor:
     first, last = PERIODS
     error = missed(past, short, last + REPEATED).round().clamp(-(1 << 16), 1 << 16)
     newest = torch.arange(REPEATED, device=past.device)
-    weight = (63 * torch.exp(-newest / 32.0).double()).round()
+    weight = (63 * torch.exp(-newest.double() / 32)).round()
     periods = torch.arange(first, last + 1, device=past.device)
     power, target = sums(error.square(), weight.expand_as(error[..., :REPEATED])), error[..., :REPEATED]
     whole = F.pad(short, (0, ORDER - SHORT))
