@@ -111,10 +111,10 @@ def filters(layout: Layout, values: Tensor, rows: Tensor, places: Tensor, first:
     index = places.view(-1, 1, 1) + ends.view(1, -1, 1) - back  # (M, channels, WINDOW)
     known = index - layout.size + 1 >= first.view(-1, 1, 1)
     past = values[rows.view(-1, 1, 1), index.clamp(min=0)] * known
-    fits = [F.pad(fit(past[..., :window], order), (0, SHORT - order)) for order, window in FITS]
-    shares = [1 / (missed(past, found, RECENT).abs().mean(-1, keepdim=True) + 0.5) ** 4 for found in fits]
-    short = sum(found * share for found, share in zip(fits, shares, strict=True)) / sum(shares)
-    return with_repeats(past, short.round())
+    fits = torch.stack([F.pad(fit(past[..., :window], order), (0, SHORT - order)) for order, window in FITS])
+    errors = torch.stack([missed(past, found, RECENT).abs().mean(-1, keepdim=True) for found in fits])
+    shares = 1 / (errors + 0.5).square().square()
+    return with_repeats(past, ((fits * shares).sum(0) / shares.sum(0)).round())
 
 
 def fit(past: Tensor, order: int) -> Tensor:
