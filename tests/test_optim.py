@@ -7,6 +7,7 @@ import configs
 import pytest
 import torch
 from test_multiscale import TWO, random_ids
+from torch import nn
 
 from byteloom.models.multiscale import Multiscale
 from byteloom.train.acceleration import accelerated
@@ -129,6 +130,24 @@ def test_muon_is_that_of_torch_and_in_fp32_more_exact() -> None:
         # Near matrices stay near, where rounding to bf16 would tear them apart.
         near = orthogonal(found * (1 + 1e-7 * torch.randn_like(found)), torch.float32)
         torch.testing.assert_close(near, orthogonal(found, torch.float32), atol=1e-5, rtol=0.0)
+
+
+def test_units_that_are_dead_end_as_nothing_and_never_as_numbers_that_processors_are_slow_with() -> None:
+    torch.manual_seed(0)
+    matrix = nn.Parameter(torch.randn(24, 16))
+    muon = Muon([matrix], torch.float32, lr=0.0, momentum=0.95, weight_decay=0.0)
+    for step in range(2500):
+        matrix.grad = torch.randn(24, 16)
+        matrix.grad[8:] *= step < 10
+        muon.step()
+        buffer = muon.state[matrix]["momentum_buffer"]
+        assert not ((buffer != 0) & (buffer.abs() < torch.finfo(torch.float32).tiny)).any()
+    assert (buffer[8:] == 0).all() and (buffer[:8] != 0).all(), "0.95 ** 2490 is below all that fp32 has"
+    fading = torch.randn(24, 16)
+    fading[8:] *= 1e-12
+    found = orthogonal(fading, torch.float32)
+    assert (found[8:] == 0).all()
+    torch.testing.assert_close(found[:8], orthogonal(fading[:8], torch.float32), atol=1e-5, rtol=0.0)
 
 
 def test_gradients_are_clipped_and_cleared() -> None:
