@@ -7,12 +7,13 @@ name of a set begins with its kind: text, code, image (32 x 32 RGB) or audio. au
 audio_speech:pcm16 as 16-bit samples. Needs: pip install mblm==0.4.2, or that peer is left out, with a line.
 
 What is the same for all: the train bytes, in the order that our codec gives them (patches of 2 x 2 pixels for
-pictures); the seconds, from the first step on, on the same cores, compiling counted; about the same number of
-parameters, which is that of our recipe without its tables of hashed strings (a byte reads a few rows of them; as many
-weights in matrices would only make a peer slower); the schedule of the learning rate, by time, and the clipping, which
-are our recipe's. And the scorer: windows of raw bytes that overlap by one byte (a sample of sound, a patch of pixels),
-of which the overlap is given and all else is scored, in fp32, each byte of the split once. The first byte (sample,
-picture) of a split is given to all. Each model is scored in windows as long as it was trained on.
+pictures), each window once before any comes again; the seconds, from the first step on, on the same cores, compiling
+counted; about the same number of parameters, which is that of our recipe without its tables of hashed strings (a byte
+reads a few rows of them; as many weights in matrices would only make a peer slower); the schedule of the learning rate,
+by time, and the clipping, which are our recipe's (a peer's schedule begins after its first step, or compiling would
+take the place of its warm-up). And the scorer: windows of raw bytes that overlap by one byte (a sample of sound, a
+patch of pixels), of which the overlap is given and all else is scored, in fp32, each byte of the split once. The first
+byte (sample, picture) of a split is given to all. Each model is scored in windows as long as it was trained on.
 
 What is chosen for whom, so that nobody is held back:
   ours      the recipe of the kind through `train`, as `byteloom train` does, without validation on the way. It learned
@@ -24,21 +25,24 @@ What is chosen for whom, so that nobody is held back:
   peers     megabyte-pytorch and mblm with rotary positions, flash attention and all else as their authors set it, Llama
             with the defaults of transformers. Each runs in the mode in which it takes the most steps in the time: fp32
             or bf16 autocast, and the faster of these also compiled where there is time for that; all are measured
-            first. The C library keeps memory for all.
+            first, compiling twice, for the first time warms the compiler up. The C library keeps memory for all.
   windows   paper, megabyte-pytorch and mblm have as many bytes in a batch as ours, in windows as long (pictures, sound)
             or a quarter as long (text, code), in patches of 4 bytes of text, 8 of sound, 12 of pictures. Llama, whose
             steps cost more the longer its context is, has a quarter (text, code, pictures) or a half (sound).
   pictures  all learn windows that begin where those of the scorer do, at the same places of each picture.
-  training  all but ours try AdamW at two learning rates, and our Muon, with the first seed. What is best on the valid
-            split is taken for the other seeds too; the test split has no say.
+  training  all but ours try AdamW at two learning rates, and our Muon at our recipe's rate (--muon-factors: also at
+            others), with the first seed. What is best on windows of the valid split, evenly spread, is taken for the
+            other seeds too; the test split has no say.
 
 After each run the JSON file is written anew, so a stop costs one run; --resume goes on, also with other sets, models,
-seeds or learning rates. A standard error is over items (articles, files, photographs, recordings), of the mean over
-seeds; that of a ratio is over the same items' differences.
+seeds or learning rates. Each row has the steps of every tenth of its time, for a machine may slow down. A standard
+error is over items (articles, files, photographs, recordings), of the mean over seeds; that of a ratio is over what the
+same items' bits are above the ratio.
 """
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
@@ -66,7 +70,7 @@ from byteloom.corpus import Corpus
 from byteloom.documents import DataError
 from byteloom.evaluation import CHUNK, IDS_AT_ONCE, standard_error
 from byteloom.losses import bits_per_byte
-from byteloom.models.store import CheckpointError
+from byteloom.models.store import CheckpointError, digest
 from byteloom.shards import open_data
 from byteloom.train import acceleration
 from byteloom.train.loop import RunConfig, TrainingError, train
@@ -132,6 +136,8 @@ class Options:
     """Who takes part."""
     adamw_rates: tuple[float, ...] = (1e-3, 3e-3)
     """Learning rates of AdamW that all but ours try; none: Muon alone."""
+    muon_factors: tuple[float, ...] = (1.0,)
+    """By how much of our recipe's rate all but ours try Muon."""
     parts: int | None = None
     """Windows into which one of ours is cut for all others; None: as many as suit them (above)."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -200,22 +206,27 @@ def open_task(suite: Path, name: str) -> Task:
     kind, meta = KINDS[known + (coding and f":{coding}")], json.loads((folder / "meta.json").read_text())
     run, grid, modality = recipes.by_name(kind.recipe), {}, None
     if known == "image":
-        if meta["shape"] != [32, 32, 3]:
-            raise DataError(f"{folder}: has tiles of {meta['shape']}; {kind.recipe} is made for [32, 32, 3]")
+        if meta.get("shape") != [32, 32, 3]:
+            raise DataError(f"{folder}: has tiles of {meta.get('shape')}; {kind.recipe} is made for [32, 32, 3]")
         picture = dataclasses.replace(run.media.image, shape=tuple(meta["shape"]))
         run = dataclasses.replace(run, media=dataclasses.replace(run.media, image=picture))
         modality = "image"
         grid = {"given": picture.patch**2 * 3, "lead": math.prod(picture.shape), "aligned": True}
     if known == "audio":
+        if not isinstance(meta.get("rate"), int) or meta.get("channels", 1) != 1:
+            raise DataError(f"{folder}: its meta.json must have the rate of its samples, and one channel")
         sound = dataclasses.replace(run.media.audio, raw_rate=meta["rate"])
         run = dataclasses.replace(run, media=dataclasses.replace(run.media, audio=sound))
         sample = 2 if coding else 1
         grid = {"given": sample, "lead": sample}
     corpora = {split: open_data([file_of(folder, split)], modality, run.media) for split in ("train", "valid", "test")}
     payloads = {split: payload(corpus) for split, corpus in corpora.items()}
+    for split, data in payloads.items():
+        if len(data) <= grid.get("lead", 1):
+            raise DataError(f"{file_of(folder, split)}: has {len(data):,} bytes, and the first of them are not scored")
     return Task(
         name=name, kind=kind, run=run, corpora=corpora, payloads=payloads, mark=int(corpora["test"].segment_marks[0]),
-        owners=owners(folder, len(payloads["test"])), **grid,
+        owners=owners(folder, len(payloads["test"]), tiles=known == "image"), **grid,
     )  # fmt: skip
 
 
@@ -232,18 +243,19 @@ def payload(corpus: Corpus) -> np.ndarray:
     return np.concatenate([corpus.payload(number) for number in range(len(corpus.segment_lengths))]).astype(np.uint8)
 
 
-def owners(folder: Path, size: int) -> np.ndarray:
-    """Of each byte of the test split the number of its item. Tiles of one photograph, NAME@..., are one item.
+def owners(folder: Path, size: int, tiles: bool = False) -> np.ndarray:
+    """Of each byte of the test split the number of its item. Of pictures, tiles of one photograph, NAME@..., are one.
 
     Raises DataError where the sizes in the index do not add up to the bytes, or twice as many.
     """
     index = json.loads((folder / "test.index.json").read_text())
     sizes = np.array([entry[1] for entry in index])
     each = sizes.sum() // size if size else 1
-    if each not in (1, 2) or sizes.sum() != each * size:
+    if each not in (1, 2) or sizes.sum() != each * size or (sizes % each).any():
         raise DataError(f"{folder}/test.index.json: names {sizes.sum():,} bytes, and the split has {size:,}")
     numbers: dict[str, int] = {}
-    labels = [numbers.setdefault(entry[0].split("@")[0], len(numbers)) for entry in index]
+    names = (entry[0].rsplit("@", 1)[0] if tiles else entry[0] for entry in index)
+    labels = [numbers.setdefault(name, len(numbers)) for name in names]
     return np.repeat(labels, sizes // each)
 
 
@@ -316,13 +328,20 @@ def batch_of(task: Task, model: Model) -> int:
     return task.run.train.batch_size * (1 if model == "ours" else task.kind.parts_of(model))
 
 
-def ways(task: Task, model: Model, rates: Sequence[float]) -> dict[str, OptimConfig]:
+def ways(task: Task, model: Model, options: Options) -> dict[str, OptimConfig]:
     """How a model may be trained, by name."""
     recipe = task.run.optim
     if model == "ours":
         return {"recipe": recipe}
-    adamw = {f"AdamW {rate:g}": dataclasses.replace(recipe, optimizer="adamw", learning_rate=rate) for rate in rates}
-    return adamw | {"Muon": dataclasses.replace(recipe, optimizer="muon")}
+    found = {
+        f"AdamW {rate:g}": dataclasses.replace(recipe, optimizer="adamw", learning_rate=rate)
+        for rate in options.adamw_rates
+    }
+    for factor in options.muon_factors:
+        rate = factor * recipe.muon_learning_rate
+        name = "Muon" if factor == 1 else f"Muon x {factor:g}"
+        found[name] = dataclasses.replace(recipe, optimizer="muon", muon_learning_rate=rate)
+    return found
 
 
 # -- the scorer --------------------------------------------------------------------------------------------------------
@@ -332,17 +351,23 @@ Nats = Callable[[Tensor, Sequence[int]], Tensor]
 
 
 def score(task: Task, split: str, context: int, nats: Nats, max_bytes: int | None = None) -> np.ndarray:
-    """Nats (N,) of each byte of a split after its first `lead`, each once, in windows of `context` bytes."""
-    data = task.payloads[split][:max_bytes]
-    found = np.full(len(data), math.nan)
+    """Nats (N,) of each byte of a split after its first `lead`, each once, in windows of `context` bytes.
+
+    With `max_bytes` of windows that are spread evenly over the split, about so many bytes of them.
+    """
+    data = task.payloads[split]
+    found, asked = np.full(len(data), math.nan), np.zeros(len(data), bool)
     starts = [start for start in task.starts(split, context) if start + task.given < len(data)]
+    if max_bytes is not None and (most := -(-max_bytes // (context - task.given))) < len(starts):
+        starts = [starts[i * len(starts) // most] for i in range(most)]
     for group in groups(starts, lambda start: min(context, len(data) - start), max(1, IDS_AT_ONCE // context)):
         rows = np.stack([data[start : start + context] for start in group]).astype(np.int64)
         with torch.inference_mode():
             scored = nats(torch.from_numpy(rows), group).double().numpy()
         for start, row in zip(group, scored, strict=True):
-            found[start + task.given : start + rows.shape[1]] = row[task.given - 1 :]
-    return found[task.lead :]
+            place = slice(start + task.given, start + rows.shape[1])
+            found[place], asked[place] = row[task.given - 1 :], True
+    return found[asked]
 
 
 def groups(starts: Sequence[int], length: Callable[[int], int], most: int) -> Iterator[list[int]]:
@@ -415,9 +440,17 @@ def learn_ours(task: Task, config: RunConfig, folder: Path, seed: int, options: 
         about={
             "parameters": count(model), "steps": progress.step, "bytes": progress.bytes, "seconds": progress.seconds,
             "mode": str(Mode(precision=progress.precision, compiled=progress.compiled)),  # type: ignore[arg-type]
+            "pace": pace([(row["seconds"], row["step"]) for row in trained.metrics]),
         },
         documents=lambda: evaluate(model, task.corpora["test"]).bits_per_byte,
     )  # fmt: skip
+
+
+def pace(log: Sequence[tuple[float, int]]) -> list[float]:
+    """Steps a second in each tenth of a run, of pairs of seconds and steps done by then."""
+    seconds, steps = np.array([(0.0, 0), *log]).T
+    ends = np.interp(np.linspace(0, seconds[-1], 11), seconds, steps)
+    return [round(float(each), 2) for each in np.diff(ends) / (seconds[-1] / 10)]
 
 
 def faster(task: Task, config: RunConfig, options: Options) -> Literal["on", "off"]:
@@ -439,23 +472,31 @@ def faster(task: Task, config: RunConfig, options: Options) -> Literal["on", "of
 
         with acceleration.accelerated(model, compiled):
             first, *rest = (acceleration.timed(step) for _ in range(1 + TRIED_STEPS))
-        steps.append(1 + max(options.seconds - first, 0) / min(rest))
+        steps.append(1 + max(options.seconds - first, 0) / statistics.median(rest))
         acceleration.give_back()
     print(f"  steps in the time: fp32 {steps[0]:.0f}, fp32 compiled {steps[1]:.0f}", flush=True)
     return "on" if steps[1] > steps[0] else "off"
 
 
 def batches(task: Task, context: int, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Windows of the train split (B, T), drawn at random, without end. Raises DataError where it is too short."""
+    """Windows of the train split (B, T), without end: in each pass one after another of the same length, shuffled.
+
+    Raises DataError where it is too short.
+    """
     data, starts = task.payloads["train"], task.starts("train", context, learned=True)
     if not starts:
         raise DataError(f"{task.name}: the train split has {len(data):,} bytes, fewer than a window of {context}")
     random = np.random.default_rng(seed)
+
+    def passes() -> Iterator[int]:
+        each = context // starts.step if not task.aligned else 1
+        while True:
+            places = starts[int(random.integers(min(each, len(starts)))) :: each]
+            yield from (places[int(i)] for i in random.permutation(len(places)))
+
+    drawn = passes()
     while True:
-        rows = [
-            data[start : start + context]
-            for start in (starts[int(i)] for i in random.integers(len(starts), size=batch_size))
-        ]
+        rows = [data[start : start + context] for start in itertools.islice(drawn, batch_size)]
         yield torch.from_numpy(np.stack(rows).astype(np.int64))
 
 
@@ -492,14 +533,16 @@ def fastest(
         torch._dynamo.reset()
         step = functools.partial(stepping(make(), data, optim, mode), 0.5)
         first, *rest = (acceleration.timed(step) for _ in range(1 + TRIED_STEPS))
-        found[mode] = 1 + max(seconds - first, 0) / min(rest)
+        found[mode] = 1 + max(seconds - first, 0) / statistics.median(rest)
         acceleration.give_back()
 
     measure(Mode(precision="fp32"))
     measure(Mode(precision="bf16"))
     if seconds >= acceleration.WORTH_SECONDS and acceleration.can_compile(CPU):
+        compiled = dataclasses.replace(max(found, key=found.__getitem__), compiled=True)
         try:
-            measure(dataclasses.replace(max(found, key=found.__getitem__), compiled=True))
+            measure(compiled)
+            measure(compiled)
         except Exception as problem:  # whatever the compiler does not like
             print(f"  cannot be compiled: {repr(problem)[:100]}", flush=True)
     return max(found, key=found.__getitem__), {str(mode): steps for mode, steps in found.items()}
@@ -510,20 +553,25 @@ def learn_peer(
     seed: int, seconds: float,
 ) -> Learned:  # fmt: skip
     """Trains a peer. Raises TrainingError where the loss does not stay finite."""
+    data = batches(task, shape.context, batch_size, seed)
+    # Or the first model that is compiled here would be compiled twice: a step leaves things in its library.
+    stepping(make(), data, optim, dataclasses.replace(mode, compiled=False))(0.0)
     torch.manual_seed(seed)
-    peer = make()
-    step = stepping(peer, batches(task, shape.context, batch_size, seed), optim, mode)
-    steps, began, taken = 0, time.monotonic(), 0.0
+    peer, data = make(), batches(task, shape.context, batch_size, seed)
+    step = stepping(peer, data, optim, mode)
+    first, taken, log, began = 0.0, 0.0, list[tuple[float, int]](), time.monotonic()
     while taken < seconds:
-        if not step(taken / seconds):
-            raise TrainingError(f"the gradient is not finite at step {steps + 1}")
-        steps, taken = steps + 1, time.monotonic() - began
+        if not step((taken - first) / (seconds - first)):
+            raise TrainingError(f"the gradient is not finite at step {len(log) + 1}")
+        taken = time.monotonic() - began
+        first = first or taken
+        log.append((taken, len(log) + 1))
     peer.model.eval()
     if mode.compiled:
         del peer.model.forward
     about = {
-        "parameters": peer.parameters, "steps": steps, "bytes": steps * batch_size * shape.context, "seconds": taken,
-        "mode": str(mode),
+        "parameters": peer.parameters, "steps": len(log), "bytes": len(log) * batch_size * shape.context,
+        "seconds": taken, "mode": str(mode), "pace": pace(log),
     }  # fmt: skip
     return Learned(nats=lambda split: nats_of_peer(peer), about=about)
 
@@ -540,7 +588,7 @@ class Results:
         self.found: dict[str, Any] = {
             "settings": settings,
             "machine": {"torch": torch.__version__, "threads": torch.get_num_threads(), "cores": os.cpu_count()},
-            "modes": {}, "runs": {}, "summary": {},
+            "recipes": {}, "modes": {}, "runs": {}, "summary": {},
         }  # fmt: skip
         if not self.path.exists():
             return
@@ -554,6 +602,12 @@ class Results:
         if not same:
             raise DataError(f"{self.path}: was begun with {found['settings']}; give the same, or name another --json")
         self.found = found
+
+    def begin(self, task: Task) -> None:
+        """Goes on with a set. Raises DataError where it was begun with another recipe of ours."""
+        recipe = digest(dataclasses.asdict(task.run))
+        if self.found["recipes"].setdefault(task.name, recipe) != recipe:
+            raise DataError(f"{self.path}: {task.name} was begun with another {task.kind.recipe}; name another --json")
 
     def of(self, name: str) -> dict[Model, list[dict[str, Any]]]:
         """The finished runs of each model on a set, of the way that was best with its first seed."""
@@ -582,7 +636,7 @@ def run(
     key = f"{task.name} / {model} / {way} / {seed}"
     if key in results.found["runs"]:
         return results.found["runs"][key]
-    optim = ways(task, model, options.adamw_rates)[way]
+    optim = ways(task, model, options)[way]
     context = task.run.model.context if shape is None else shape.context
     row: dict[str, Any] = {
         "set": task.name, "model": model, "way": way, "seed": seed, "batch_size": batch_of(task, model),
@@ -686,9 +740,9 @@ def summarised(rows: dict[Model, list[dict[str, Any]]]) -> dict[Model, dict[str,
         return summary
     best = min(others, key=lambda model: summary[model]["test"])
     for model, row in summary.items():
-        difference = np.stack((means[model][:, 0] - means[best][:, 0], means[best][:, 1]), axis=1)
-        error = standard_error(difference)
         row["ratio"] = row["test"] / summary[best]["test"]
+        above = np.stack((means[model][:, 0] - row["ratio"] * means[best][:, 0], means[best][:, 1]), axis=1)
+        error = standard_error(above)
         row["ratio_error"] = None if error is None else error / summary[best]["test"]
     return summary
 
@@ -727,7 +781,7 @@ def with_error(value: float, error: float | None, digits: int = 4) -> str:
 def compare(task: Task, model: Model, options: Options, results: Results) -> None:
     """All runs of a model on a set: every way with the first seed, then the best of them with the others."""
     shape, (first, *others) = shape_of(task, model), options.seeds
-    tried = [run(task, model, shape, way, first, options, results) for way in ways(task, model, options.adamw_rates)]
+    tried = [run(task, model, shape, way, first, options, results) for way in ways(task, model, options)]
     if (best := chosen(tried)) is not None:
         for seed in others:
             run(task, model, shape, best, seed, options, results)
@@ -743,6 +797,8 @@ def main(options: Options) -> None:
         raise DataError(f"--parts is {options.parts}; give a number of windows from 1 to 64")
     results = Results(options)
     tasks = [open_task(options.suite, name) for name in options.sets]
+    for task in tasks:
+        results.begin(task)
     if options.parts is not None:
         cut = {"parts": options.parts, "llama_parts": options.parts}
         tasks = [dataclasses.replace(task, kind=dataclasses.replace(task.kind, **cut)) for task in tasks]
@@ -751,7 +807,7 @@ def main(options: Options) -> None:
         for model in options.models:
             try:
                 compare(task, model, options, results)
-            except ImportError as problem:
+            except (ImportError, DataError) as problem:
                 print(f"{model} is left out: {problem}")
         results.found["summary"][task.name] = summarised(results.of(task.name))
         results.write()

@@ -92,6 +92,9 @@ def test_every_byte_is_scored_once_and_the_last_of_a_window_is_given_to_the_next
     found = quality.score(task, "test", context, nats)
     assert np.array_equal(found, np.arange(lead, size)), "the nats of each byte stand at its place"
     assert (seen[:lead] == 0).all() and (seen[lead:] == 1).all()
+    seen[:] = 0
+    assert len(quality.score(task, "test", context, nats, size // 2)) == seen.sum() <= size // 2 + context
+    assert seen[-size // 4 :].any() and seen[: lead + size // 4].any(), "of windows all over the split"
 
 
 def test_windows_of_pictures_begin_at_the_same_places_to_learn_from_and_to_score(suite: Path) -> None:
@@ -103,6 +106,25 @@ def test_windows_of_pictures_begin_at_the_same_places_to_learn_from_and_to_score
         assert set(learned) <= set(task.starts("train", context))
     text = quality.open_task(suite, "text_x").starts("train", 64, learned=True)
     assert text == range(8 * 700 - 64 + 1)
+
+
+@pytest.mark.parametrize(("name", "context"), [("text_x", 64), ("image_x", 3084), ("audio_x:pcm16", 512)])
+def test_a_pass_has_each_window_once(suite: Path, name: str, context: int) -> None:
+    task = quality.open_task(suite, name)
+    data, starts = task.payloads["train"], task.starts("train", context, learned=True)
+    places = {data[start : start + context].tobytes(): start for start in starts}
+    drawn = quality.batches(task, context, 1, 0)
+    first = places[next(drawn).numpy().astype(np.uint8).tobytes()]
+    stride = context - task.given if task.aligned else context
+    whole = sorted(start for start in starts if start % stride == first % stride)
+    passed = [first, *(places[next(drawn).numpy().astype(np.uint8).tobytes()] for _ in whole[1:])]
+    assert passed != whole, "in no order"
+    assert sorted(passed) == whole and len(whole) >= len(data) // context - 1
+
+
+def test_the_pace_of_a_run_is_told_by_tenths() -> None:
+    log = [(0.5 * step, step) for step in range(1, 101)] + [(50.0 + step, 100 + step) for step in range(1, 51)]
+    assert quality.pace(log) == [2.0] * 5 + [1.0] * 5
 
 
 def test_sound_is_learned_as_mu_law_or_as_it_is(suite: Path) -> None:
@@ -118,6 +140,10 @@ def test_tiles_of_one_photograph_are_one_item(suite: Path, tmp_path: Path) -> No
     (tmp_path / "test.index.json").write_text('[["a", 5], ["b", 6]]')
     with pytest.raises(DataError, match="names 11 bytes, and the split has 10"):
         quality.owners(tmp_path, 10)
+    (tmp_path / "test.index.json").write_text('[["node_modules/@a/b@1", 5], ["node_modules/@c/d", 5]]')
+    assert quality.owners(tmp_path, 10).tolist() == [0] * 5 + [1] * 5, "only of pictures"
+    with pytest.raises(DataError, match="names 10 bytes, and the split has 5"):
+        quality.owners(tmp_path, 5)
 
 
 @pytest.mark.parametrize("name", ["megabyte-pytorch", "mblm", "llama"])
@@ -195,6 +221,12 @@ def test_a_summary_has_means_over_seeds_and_ratios_to_the_best_peer() -> None:
     assert summary["ours"]["standard_error"] == pytest.approx(0.5)
     assert summary["ours"]["ratio_error"] == pytest.approx(0.25), "against 2 bits everywhere, which vary by nothing"
     assert summary["llama"]["standard_error"] == summary["llama"]["ratio_error"] == 0
+    # Half of what the peer needs of each item: no error, though items differ.
+    rows = {
+        "ours": [row(1.0, [[5 * bits, 10], [15 * bits, 10]])],
+        "llama": [row(2.0, [[10 * bits, 10], [30 * bits, 10]])],
+    }
+    assert quality.summarised(rows)["ours"]["ratio_error"] == pytest.approx(0, abs=1e-12)
     assert "ratio" not in quality.summarised({"ours": rows["ours"]})["ours"]
 
 
@@ -241,6 +273,11 @@ def test_all_is_run_written_and_gone_on_with(
     assert added == {f"text_x / llama / {summary['llama']['way']} / 1"}, "only the best way, with the new seed"
     assert {key: more["runs"][key] for key in found["runs"]} == found["runs"]
     assert more["summary"]["text_x"].keys() == summary.keys() and more["summary"]["text_x"]["llama"]["seeds"] == 2
+    row = more["runs"]["text_x / ours / recipe / 0"]
+    assert len(row["pace"]) == 10 and sum(row["pace"]) / 10 == pytest.approx(row["steps"] / row["seconds"], rel=0.05)
+    monkeypatch.setitem(recipes.NAMES, "text-small", lambda: tiny(128))
+    with pytest.raises(DataError, match="text_x was begun with another text-small"):
+        quality.main(quality.Options(**about, resume=True))
     report.write_text("[]")
     with pytest.raises(DataError, match="is not a file of this program"):
         quality.main(quality.Options(**about, resume=True))
@@ -252,13 +289,14 @@ def test_a_run_that_diverges_is_noted_and_the_others_go_on(
     quality.main(
         quality.Options(
             suite=suite, sets=("text_x",), seconds=0.2, seeds=(0,), models=("megabyte-pytorch",), adamw_rates=(1e30,),
-            valid_bytes=512, json=tmp_path / "quality.json",
+            muon_factors=(1.0, 0.5), valid_bytes=512, json=tmp_path / "quality.json",
         )
     )  # fmt: skip
     found = json.loads((tmp_path / "quality.json").read_text())
     lost = found["runs"]["text_x / megabyte-pytorch / AdamW 1e+30 / 0"]
     assert lost["test"] is None and "not finite" in lost["problem"] and lost["problem"] in capfd.readouterr().out
-    assert found["summary"]["text_x"]["megabyte-pytorch"]["way"] == "Muon"
+    assert "text_x / megabyte-pytorch / Muon x 0.5 / 0" in found["runs"]
+    assert found["summary"]["text_x"]["megabyte-pytorch"]["way"] in ("Muon", "Muon x 0.5")
     nothing = quality.Results(quality.Options(suite=suite, json=tmp_path / "other.json"))
     nothing.found["runs"]["lost"] = lost
     assert nothing.of("text_x") == {}
@@ -272,11 +310,15 @@ def test_a_run_that_diverges_is_noted_and_the_others_go_on(
         ("text_y", "holds no meta.json"),
         ("image_wide", r"has tiles of \[64, 64, 3\]"),
         ("code_bare", "must hold one file train"),
+        ("audio_bare", "must have the rate of its samples"),
+        ("image_one", "has 3,072 bytes, and the first of them are not scored"),
     ],
 )
 def test_what_cannot_be_compared_gets_a_line(suite: Path, tmp_path: Path, name: str, problem: str) -> None:
-    for other, meta in (("image_wide", {"shape": [64, 64, 3]}), ("code_bare", {})):
+    for other, meta in (("image_wide", {"shape": [64, 64, 3]}), ("code_bare", {}), ("audio_bare", {})):
         write_set(tmp_path / other, "bin", {}, **meta)
+    one = {split: [("a@0", bytes(3072))] * count for split, count in (("train", 2), ("valid", 2), ("test", 1))}
+    write_set(tmp_path / "image_one", "bin", one, shape=[32, 32, 3])
     folder = tmp_path if (tmp_path / name).exists() else suite
     with pytest.raises(DataError, match=problem):
         quality.open_task(folder, name)
