@@ -15,7 +15,7 @@ from test_loop import TEXT, config, same, weights
 
 from byteloom.models.multiscale import Multiscale
 from byteloom.models.store import STATE, CheckpointError, check_pieces, load, read_pieces, read_run
-from byteloom.train.checkpoint import Progress, Saver, clean_up, list_checkpoints
+from byteloom.train.checkpoint import Progress, Saver, checkpoints_of, clean_up, list_checkpoints
 from byteloom.train.distributed import World
 from byteloom.train.loop import train
 from byteloom.train.optim import OptimConfig, Optimizers
@@ -200,6 +200,25 @@ def test_what_a_killed_run_left_half_written_is_removed(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "checkpoints"]
     assert (tmp_path / "best" / "model.safetensors").read_text() == "the best so far"
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_had_a_name_begins_anew(
+    finished: Path, data: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    first, last = list_checkpoints(run)
+    shutil.rmtree(first)
+    last.rename(last.with_name(f".{last.name}.partial"))
+    assert checkpoints_of(run, resume=True) == []
+    clean_up(run)  # and may be killed once more
+    assert checkpoints_of(run, resume=True) == [] and not (run / "model.safetensors").exists()
+    assert train(config(steps=2), [data], run, resume=True).metrics[0]["step"] == 1
+    later = run / "checkpoints" / ".step-00000009.partial"
+    later.mkdir()
+    (later / STATE).touch()  # of a later one, when the model was there already
+    shutil.rmtree(list_checkpoints(run)[0])
+    with pytest.raises(CheckpointError, match="has a model and no checkpoints"):
+        checkpoints_of(run, resume=True)
 
 
 def test_when_a_checkpoint_has_its_name_the_run_has_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

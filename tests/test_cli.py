@@ -23,6 +23,7 @@ from byteloom.layers.modalities import EmbedderConfig, StreamConfig
 from byteloom.models.config import ModalityConfig, ModelConfig, StageConfig
 from byteloom.models.multiscale import Multiscale
 from byteloom.models.store import save
+from byteloom.preparation import prepare
 
 TINY = (
     "--model.stages.0.dim 32 --model.stages.0.num-layers 1 --model.stages.0.num-heads 2 --model.stages.1.dim 16 "
@@ -64,11 +65,11 @@ def test_the_whole_way_from_files_to_bytes(tmp_path: Path) -> None:
     (tmp_path / "in" / "empty.txt").touch()
     out, err = byteloom("prepare", tmp_path / "in", "--out", tmp_path / "data")
     assert "8 documents" in out and "skipped empty.txt: is empty" in err
-    run = tmp_path / "run"
-    train = ["train", "text-small", "--data", tmp_path / "data", "--out", run, *TINY]
-    out, err = byteloom(*train, "--steps", 6)
-    assert "6 steps" in out and "held out" in err
-    out, _ = byteloom(*train, "--steps", 8, "--resume", "--json", "-")
+    run = tmp_path / "text-small"  # as the recipe is called
+    train = ["train", "text-small", "--data", "data", "--out", "text-small", *TINY]
+    out, err = byteloom(*train, "--steps", 6, "--json", "text-small/found.json", cwd=tmp_path)
+    assert "6 steps" in out and "held out" in err and (run / "found.json").exists()
+    out, _ = byteloom(*train, "--steps", 8, "--resume", "--json", "-", cwd=tmp_path)
     assert json.loads(out)["step"] == 8
     out, _ = byteloom("evaluate", run, tmp_path / "in" / "0.txt", "--json", "-", "--method", "strided")
     report = json.loads(out)
@@ -140,7 +141,8 @@ def test_a_machine_is_measured(model: Path, capsys: pytest.CaptureFixture[str]) 
     for args, expected in (
         (["bench", "nothing"], "no such folder"),
         (["bench", model, "--rounds", 0], "--rounds"),
-        (["bench", model, "--batch-size", -1], "batch_size"),
+        (["bench", model, "--batch-size", -1], "--batch-size is -1; it must be at least 1"),
+        (["bench", model, "--context", 0], "--context is 0; it must be at least 1"),
         (["bench", model, "--weights", "int4"], "int4"),
     ):
         code, line = refused(capsys, *args)
@@ -209,7 +211,7 @@ def test_files_of_every_modality_are_continued_as_such(
     (tmp_path / "page.jsonl").write_text(
         '[{"modality": "text", "text": "a picture"}, {"modality": "image", "path": "in.png"}]\n'
     )
-    generate = ["generate", modal, "--out", tmp_path / "out.png"]
+    generate = ["generate", modal, "--overwrite", "--out", tmp_path / "out.png"]
     run_here(capsys, *generate, "--prompt-file", tmp_path / "in.png")
     found = np.asarray(Image.open(tmp_path / "out.png"))
     assert found.shape == (6, 4, 3) and (found[:3] == pixels[:3]).all() and (found[3:] != pixels[3:]).any()
@@ -217,7 +219,7 @@ def test_files_of_every_modality_are_continued_as_such(
     assert (np.asarray(Image.open(tmp_path / "out.png"))[:5] == pixels[:5]).all()
     run_here(capsys, *generate, "--size", "3x2", "--modality", "image")
     assert Image.open(tmp_path / "out.png").size == (3, 2)
-    sound = ["generate", modal, "--prompt-file", tmp_path / "in.wav", "--out", tmp_path / "out.wav"]
+    sound = ["generate", modal, "--overwrite", "--prompt-file", tmp_path / "in.wav", "--out", tmp_path / "out.wav"]
     for options, seconds in (("--seconds", 0.5), 2.5), (("--prompt-share", 0.25), 2.0), (("--max-bytes", 10), 2.5):
         run_here(capsys, *sound, *options)
         samples, rate = soundfile.read(tmp_path / "out.wav")
@@ -251,7 +253,7 @@ def test_a_fused_model_writes_one_stream_beside_another(tmp_path: Path, capsys: 
     soundfile.write(tmp_path / "in.wav", np.linspace(-0.5, 0.5, 30), 20, subtype="PCM_U8")
     line = [{"modality": "audio", "path": "in.wav"}, {"modality": "text", "text": "abcd"}]
     (tmp_path / "in.jsonl").write_text(json.dumps(line) + "\n")
-    generate = ["generate", tmp_path / "fused", "--out", tmp_path / "out"]
+    generate = ["generate", tmp_path / "fused", "--overwrite", "--out", tmp_path / "out"]
     for prompt, beginning in (("in.jsonl", b"ab"), ("in.wav", b"")):
         err = run_here(capsys, *generate, "--prompt-file", tmp_path / prompt)
         assert "out.0.wav" in err and "out.1.txt" in err
@@ -292,7 +294,7 @@ def test_a_recipes_options_are_listed() -> None:
 
 
 def test_bad_usage_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> None:
-    data = folder_of(tmp_path / "in", {"a.txt": TEXT})
+    data, nowhere = folder_of(tmp_path / "in", {"a.txt": TEXT}), tmp_path / "no" / "where"
     train = ["train", "text-small", "--data", data, "--out", tmp_path / "run"]
     for args, expected in (
         (["trian"], "not a command"),
@@ -309,8 +311,20 @@ def test_bad_usage_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], mo
         ([*train, "--loss-weights", "text"], "key-value"),
         ([*train, "--loss-weights", "text", -1], "loss_weights"),
         ([*train, "--image.scan", "spiral"], "spiral"),
+        ([*train, "--modality", "smell"], "'smell' is unknown"),
+        ([*train, "--batch-size", 0], "batch_size is 0"),
+        ([*train, "--model.context", 0], "context is 0"),
+        ([*train, "--json", nowhere], "there is no folder"),
+        ([*train, "--valid", data / "a.txt", "--json", data / "a.txt"], "is what this command reads"),
+        (["demo", "--out", tmp_path / "run", "--json", nowhere], "there is no folder"),
+        (["prepare", data, "--out", tmp_path / "run", "--json", nowhere], "there is no folder"),
+        (["bench", model, "--json", nowhere], "there is no folder"),
+        (["info", model, "--json", nowhere], "there is no folder"),
+        (["info", model, "--context", "-5"], "--context is -5; it must be at least 1"),
+        (["info", model, "--batch-size", 0], "--batch-size is 0; it must be at least 1"),
         (["evaluate", model], "name the data to measure on"),
         (["evaluate", model, data / "a.txt", "--method", "guess"], "guess"),
+        (["evaluate", model, data / "a.txt", "--json", tmp_path / "no" / "where"], "there is no folder"),
         (["generate", model, "--prompt", "x" * 40], "context is 32"),
         (["generate", model, "--prompt", "x", "--prompt-file", data / "a.txt"], "two prompts"),
         (["generate", model, "--temperature", "-1"], "temperature"),
@@ -327,6 +341,8 @@ def test_bad_usage_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], mo
 def test_bad_files_are_one_line_and_code_1(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> None:
     data = folder_of(tmp_path / "in", {"a.txt": TEXT, "empty": b""})
     (tmp_path / "nothing").mkdir()
+    soundfile.write(tmp_path / "a.wav", np.zeros((9000, 2)), 8000, subtype="PCM_16")
+    prepare(tmp_path / "a.wav", tmp_path / "sound")
     run = tmp_path / "run"
     truncated = tmp_path / "truncated"
     save(Multiscale(TWO), truncated)
@@ -335,13 +351,13 @@ def test_bad_files_are_one_line_and_code_1(capsys: pytest.CaptureFixture[str], m
         (["train", "text-small", "--data", tmp_path / "gone", "--out", run], "gone: cannot be found"),
         (["train", "text-small", "--data", data / "empty", "--out", run], "empty: is empty"),
         (["train", "text-small", "--data", tmp_path / "nothing", "--out", run], "nothing: no file with bytes"),
-        (["train", "text-small", "--data", data, "--out", model], "holds a run already"),
+        (["train", "text-small", "--data", data, "--out", model], "has a model and no checkpoints"),
+        (["train", "audio-small", "--data", tmp_path / "sound", "--out", run], "is audio in pcm16 with 2 channels"),
         (["train", "text-small", "--data", data, "--out", run, "--loss-weights", "image", 2], "there are text"),
         (["evaluate", tmp_path / "gone", data / "a.txt"], "config.json: not found"),
         (["evaluate", data, data / "a.txt"], "config.json: not found"),
         (["evaluate", truncated, data / "a.txt"], "model.safetensors: is damaged"),
         (["evaluate", model, tmp_path / "gone"], "gone: cannot be found"),
-        (["evaluate", model, data / "a.txt", "--json", tmp_path / "no" / "where"], "No such file"),
         (["generate", truncated], "is damaged"),
         (["generate", model, "--prompt-file", tmp_path / "gone"], "gone: cannot be found"),
         (["generate", model, "--device", "cuda:9"], "cuda"),

@@ -4,6 +4,8 @@ import io
 import json
 import lzma
 import math
+import os
+import resource
 from pathlib import Path
 
 import configs
@@ -29,7 +31,7 @@ from byteloom.comparison import (
     valid_utf8,
     written_size,
 )
-from byteloom.corpus import Corpus
+from byteloom.corpus import MAX_OPEN_FILES, Corpus
 from byteloom.documents import DataError, Document, Segment
 from byteloom.evaluation import baselines, evaluate
 from byteloom.items import item_counts, standard_error
@@ -215,11 +217,30 @@ def test_a_fused_model_is_compared_on_what_it_predicts() -> None:
     assert xz.bits.tolist() == [8 * len(ALONE["xz"](b"w" * 2 * n + b"s" * n)) for n in (9, 5)]
 
 
-def test_different_bytes_are_not_compared() -> None:
+@pytest.mark.parametrize(("coding", "size"), [("pcm16", "1,000"), ("pcm8", "500")])
+def test_different_bytes_are_not_compared(coding: str, size: str) -> None:
+    """Nor where they are as many; but it is all the same in which order a model reads a picture."""
     one = Corpus.from_documents([Document(segments=(wave("mulaw"),), name="a.wav")])
-    other = Corpus.from_documents([Document(segments=(wave("pcm16"),), name="a.wav")])
-    with pytest.raises(DataError, match=r"x and y read the data as different bytes \(500 and 1,000\)"):
+    other = Corpus.from_documents([Document(segments=(wave(coding),), name="a.wav")])
+    with pytest.raises(DataError, match=rf"x and y read the data as different bytes \(500 and {size}\)"):
         compare({"x": measured(one), "y": measured(other)})
+    scans = {
+        scan: measured(Corpus.from_documents([Document(segments=(picture(0, scan=scan),))]))
+        for scan in ("patch", "raster")
+    }
+    assert len(compare(scans, others=False).entries) == 2
+
+
+def test_more_files_than_may_be_open_are_compared(tmp_path: Path) -> None:
+    data = folder_of(tmp_path, {f"{i:03}.txt": b"file %d" % i for i in range(MAX_OPEN_FILES + 60)})
+    one = measured(Corpus.from_paths(data))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 40, hard))
+    try:
+        found = compare({"m": one})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(found.files) == MAX_OPEN_FILES + 60
 
 
 def test_all_is_json_and_without_gaps() -> None:
@@ -295,6 +316,8 @@ def test_senseless_comparisons_are_refused(runs: list[str], tmp_path: Path, caps
         ([runs[0], "--data", data, "--samples", "-1"], "--samples is -1"),
         ([runs[0], "--data", data, "--dynamic", "--method", "strided"], "one: method 'strided'"),
         ([runs[0], "--data", data, "--dynamic", "--weights", "bf16"], "do not learn"),
+        ([runs[0], "--data", data, "--max-bytes", "0"], "--max-bytes is 0"),
+        ([runs[0], "--data", data, "--out", f"{data}/no/report.html"], "there is no folder"),
     ):
         with pytest.raises(SystemExit) as stop:
             cli.main(["compare", *arguments])

@@ -1,13 +1,16 @@
 """Archives: back byte for byte, as small as the model says, and refused wherever something is not as it was."""
 
 import dataclasses
+import hashlib
 import io
+import itertools
 import json
 import os
 import random
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -24,10 +27,10 @@ from test_loop import TEXT
 from test_multiscale import ONE, THREE, TWO
 
 import byteloom as package
-from byteloom import archives, codecs, compression
-from byteloom.archives import ArchiveError, segments_of, unpack
+from byteloom import archives, cli, codecs, compression
+from byteloom.archives import ArchiveError, lane_borders, lay_out, segments_of, unpack
 from byteloom.codecs import media_from_dict
-from byteloom.compression import compress, decompress, lane_borders, lay_out
+from byteloom.compression import compress, decompress, lanes_of
 from byteloom.documents import Document, Segment, to_ids
 from byteloom.evaluation import evaluate
 from byteloom.layers.modalities import EmbedderConfig
@@ -63,6 +66,13 @@ def trained(config: ModelConfig = WIDE, steps: int = 100) -> Multiscale:
 @pytest.fixture(scope="module")
 def model() -> Multiscale:
     return trained()
+
+
+def broken() -> Multiscale:
+    """A model whose logits are no numbers."""
+    model = Multiscale(WIDE)
+    torch.nn.init.constant_(model.starts[0], float("nan"))
+    return model
 
 
 def resealed(archive: bytes) -> bytes:
@@ -112,8 +122,10 @@ def test_the_size_is_what_the_model_says(model: Multiscale) -> None:
     archive = compress(model, data, lanes=120)  # lanes that fit in the context
     header, words = unpack(archive)
     assert not header.stored and len(archive) - len(words) < 100
-    ids, coded = lay_out(model, (text_segment(data),), 120)
-    assert ids.shape[1] <= model.config.context and coded.sum() == len(data)
+    lanes = lanes_of(model, (text_segment(data),), 120)
+    ids, coded = lanes.stretch(0, lanes.length)
+    assert lanes.length <= model.config.context and coded.sum() == len(data)
+    ids[coded] = np.frombuffer(data, np.uint8)
     with torch.inference_mode():
         nats = model.nats(torch.from_numpy(ids.astype(np.int64)))[torch.from_numpy(coded)].double().sum().item()
     assert 8 * len(words) / len(data) == pytest.approx(bits_per_byte(nats, len(data)), rel=0.005)
@@ -125,16 +137,15 @@ def test_a_lane_that_outgrows_the_context_goes_on_with_its_newest_half(model: Mu
     data = TEXT[:700]
     archive = compress(model, data, lanes=1)
     header, words = unpack(archive)
-    ids, coded = lay_out(model, (text_segment(data),), 1)
-    bits = 0.0
+    bits, values = 0.0, np.frombuffer(data, np.uint8)
 
-    def exchange(step: int, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    def exchange(places: np.ndarray, counts: np.ndarray) -> np.ndarray:
         nonlocal bits
-        bits += float(-np.log2(counts[0, ids[0, step]] / counts.sum()))
-        return ids[rows, step]
+        bits += float(-np.log2(counts[0, values[places[0]]] / counts.sum()))
+        return values[places]
 
     with compression.as_recorded(header):
-        compression.run(model, header, ids, coded, exchange)
+        compression.run(model, header, lanes_of(model, (text_segment(data),), 1), exchange)
     places = evaluate(model, data, method="sliding").by_position_in_patch
     assert bits / len(data) == pytest.approx(sum(filter(None, places)) / len(places), rel=0.005)
     assert bits <= 8 * len(words) <= bits * 1.001 + 64
@@ -147,6 +158,14 @@ def test_what_does_not_shrink_is_stored(model: Multiscale) -> None:
     assert unpack(archive)[0].stored and len(archive) < len(NOISE) + 100
     assert decompress(model, archive) == NOISE
     assert len(compress(model, b"")) < 100
+
+
+def test_what_is_stored_needs_no_device(model: Multiscale, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(model, tmp_path / "model")
+    header, content = unpack(compress(model, NOISE))
+    (tmp_path / "a.bloom").write_bytes(archives.pack(dataclasses.replace(header, device="cuda"), content))
+    cli.main(["decompress", str(tmp_path / "model"), str(tmp_path / "a.bloom")])
+    assert (tmp_path / "a").read_bytes() == NOISE and "3,000 bytes" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("options", [{"precision": "bf16"}, {"threads": 2}, {"lanes": 7}], ids=str)
@@ -204,14 +223,15 @@ def test_other_numbers_are_refused_before_and_other_content_after(
 
 
 def test_another_model_is_refused_by_its_hash(model: Multiscale) -> None:
-    archive = compress(model, TEXT[:900])
-    other = Multiscale(model.config)
-    other.load_state_dict(model.state_dict())
-    assert decompress(other, archive) == TEXT[:900]
-    with torch.no_grad():
-        other.starts[0][0] += 1e-6
-    with pytest.raises(ArchiveError, match=rf"made by model {unpack(archive)[0].model.hex()}"):
-        decompress(other, archive)
+    for data in (TEXT[:900], NOISE):  # what is stored too
+        archive = compress(model, data)
+        other = Multiscale(model.config)
+        other.load_state_dict(model.state_dict())
+        assert decompress(other, archive) == data
+        with torch.no_grad():
+            other.starts[0][0] += 1e-6
+        with pytest.raises(ArchiveError, match=rf"made by model {unpack(archive)[0].model.hex()}"):
+            decompress(other, archive)
 
 
 def test_every_flipped_bit_and_every_cut_is_found(model: Multiscale) -> None:
@@ -245,7 +265,7 @@ def test_forged_archives_never_give_wrong_bytes(model: Multiscale, monkeypatch: 
     assert len(refusals) >= 3 and not any("\n" in line for line in refusals)
 
 
-def test_lengths_are_bounded_before_anything_is_made(model: Multiscale) -> None:
+def test_lengths_are_bounded_before_anything_is_made(model: Multiscale, monkeypatch: pytest.MonkeyPatch) -> None:
     header, words = unpack(compress(model, TEXT[:600]))
     for layout in (
         ((1, 260, b"", 1 << 34),),
@@ -255,9 +275,15 @@ def test_lengths_are_bounded_before_anything_is_made(model: Multiscale) -> None:
     ):
         with pytest.raises(ArchiveError, match="more than it can hold"):
             unpack(archives.pack(dataclasses.replace(header, layout=layout), words))
-    for change in ({"lanes": 0}, {"lanes": 601}, {"threads": 0}, {"context": 0}):
+    for change in ({"lanes": 0}, {"lanes": 601}, {"threads": 0}, {"context": 0}, {"stored": True, "lanes": 0}):
+        change["layout"] = () if "stored" in change else header.layout
         with pytest.raises(ArchiveError, match="forged"):
             unpack(archives.pack(dataclasses.replace(header, **change), words))
+    crowded = (((1 << 18) - 1, 260, bytes(16), 1), (1, 260, b"", 600))  # a lane has few bytes, and many ids
+    with monkeypatch.context() as patched:
+        patched.setattr(compression, "probe", lambda *_: pytest.fail("the model was asked"))
+        with pytest.raises(ArchiveError, match=r"cannot be opened: 20,000 lanes with a context of 64 .* fewer lanes"):
+            decompress(model, archives.pack(dataclasses.replace(header, layout=crowded, lanes=20000), words))
     with pytest.raises(ArchiveError, match="damaged"):
         unpack(archives.pack(dataclasses.replace(header, layout=((1, 260, bytes(17), 600),)), words))
     with pytest.raises(ArchiveError, match="a context of 1000"):
@@ -285,11 +311,51 @@ def test_lanes_are_bounded_by_what_they_see(model: Multiscale, monkeypatch: pyte
         compress(model, TEXT[:5000], lanes=30)
 
 
-def test_a_broken_model_is_named(model: Multiscale) -> None:
-    broken = Multiscale(model.config)
-    torch.nn.init.constant_(broken.starts[0], float("nan"))
+def test_a_broken_model_is_named() -> None:
     with pytest.raises(ValueError, match="no numbers"):
-        compress(broken, b"abc")
+        compress(broken(), b"abc")
+
+
+@settings(max_examples=60)
+@given(
+    parts=st.lists(st.tuples(st.sampled_from(["text", "image"]), st.integers(1, 70)), min_size=1, max_size=6),
+    lanes=st.integers(1, 9),
+    span=st.integers(1, 7),
+    vocab_size=st.sampled_from([256, 257, 258, 262, 310, 320]),
+    step=st.integers(1, 50),
+)
+def test_each_lane_is_a_document_of_its_own(
+    parts: list[tuple[str, int]], lanes: int, span: int, vocab_size: int, step: int
+) -> None:
+    """As `to_ids` lays it out, in whatever stretches it is made."""
+    headers = {"text": b"", "image": b"\0\x01\x23\xff"}
+    segments = [Segment(modality=name, data=np.zeros(size, np.uint8), header=headers[name]) for name, size in parts]
+    starts = np.cumsum([0, *(size for _, size in parts)])
+    lanes = min(lanes, int(starts[-1]))
+    found = lay_out(segments, codecs.MARKS, lanes, 100, span, vocab_size)
+    stretches = [found.stretch(start, min(start + step, found.length)) for start in range(0, found.length, step)]
+    ids, coded = (np.concatenate(both, axis=1) for both in zip(*stretches))
+    for lane, (begin, end) in enumerate(itertools.pairwise(lane_borders(starts, lanes).tolist())):
+        inside = [
+            dataclasses.replace(part, data=part.data[max(begin - start, 0) : max(end - start, 0)])
+            for part, start in zip(segments, starts.tolist())
+        ]
+        document = Document(segments=tuple(part for part in inside if len(part.data)))
+        row = to_ids(document, codecs.MARKS, span)[:-1]
+        row = row[row < vocab_size]
+        assert np.array_equal(ids[lane, : len(row)], row) and not ids[lane, len(row) :].any()
+        assert np.array_equal(coded[lane], np.pad(row < 256, (0, found.length - len(row))))
+
+
+def test_what_is_only_claimed_takes_no_memory() -> None:
+    vast = Segment(modality="text", data=np.broadcast_to(np.uint8(0), 1 << 28))
+    tracemalloc.start()
+    found = lay_out([vast], codecs.MARKS, 1, 4096, 8, 320)
+    ids, coded = found.stretch(1 << 20, (1 << 20) + 100)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 1 << 24 and found.length == (1 << 28) + 8
+    assert coded.all() and not ids.any()
 
 
 def test_borders_of_lanes_go_to_segments_that_are_near() -> None:
@@ -346,10 +412,21 @@ def test_samples_are_coded_as_samples_where_that_is_cheaper(tmp_path: Path, monk
     monkeypatch.setattr(compression, "pays", lambda words, data: True)
     monkeypatch.setattr(compression, "sampled_nats", lambda model, sample: float(not sample.header))
     archive = compress(model, data, segments=segments, lanes=3)
-    assert [(count, mark) for count, mark, _, _ in unpack(archive)[0].layout] == [(1, 259), (1, 261)]
+    header, words = unpack(archive)
+    assert [(count, mark) for count, mark, _, _ in header.layout] == [(1, 259), (1, 261)]
+    assert len(archive) - len(words) < 100
     assert decompress(model, archive) == data
-    with pytest.raises(ValueError, match="not the data"):
-        compress(model, data + b"x", segments=segments)
+    empty, tokens = text_segment(b""), Segment(modality="text", data=np.zeros(3, np.uint16))
+    monkeypatch.setattr(archives, "MAX_SEGMENTS", 3)
+    for wrong, said in (
+        (segments[:1], "not the data"),
+        ((*segments, empty), "has no bytes"),
+        ((*segments, tokens), "has no bytes"),
+        ((dataclasses.replace(segments[0], modality="smell"), segments[1]), "'smell' is unknown"),
+        (segments * 2, "4 segments are more"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            compress(model, data, segments=wrong)
 
 
 def test_the_mark_is_that_of_the_content_unless_another_saves_much(
@@ -393,9 +470,12 @@ def folder(model: Multiscale, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_commands_as_a_user_types_them(folder: Path, tmp_path: Path) -> None:
-    archive, back = tmp_path / "a.bloom", tmp_path / "b.txt"
-    out, err = byteloom("compress", folder / "model", folder / "a.txt", "-o", archive, "--json", "-")
-    report = json.loads(out)
+    source, archive, back = tmp_path / "a[" / "old].txt", tmp_path / "a.bloom", tmp_path / "b.txt"
+    source.parent.mkdir()
+    source.write_bytes(TEXT[:1000])
+    out, err = byteloom("compress", folder / "model", source, "-o", archive, "--json", tmp_path / "report.json")
+    assert "a[/old].txt" in "".join(out.split()), "no markup of rich"
+    report = json.loads((tmp_path / "report.json").read_text())
     assert report["bytes"] == 1000 and report["archive_bytes"] == archive.stat().st_size
     assert report["header_bytes"] < 100 and set(report["baselines"]) == {"gzip", "bzip2", "xz", "zstd"}
     assert report["bits_per_byte"] == 8 * archive.stat().st_size / 1000 and not err
@@ -419,10 +499,21 @@ def test_standard_input_and_output(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert capfdbinary.readouterr().out == TEXT[:300]
 
 
+def test_a_file_that_its_reader_cuts_off_is_an_error(folder: Path, model: Multiscale, tmp_path: Path) -> None:
+    """Where text that a reader has seen enough of is none (`test_a_closed_pipe_ends_quietly`)."""
+    data = NOISE * 100
+    header = dataclasses.replace(unpack(compress(model, NOISE))[0], content=hashlib.sha256(data).digest()[:16])
+    (tmp_path / "a.bloom").write_bytes(archives.pack(header, data))
+    command = f"'{sys.executable}' -m byteloom decompress '{folder}/model' '{tmp_path}/a.bloom' -o - | head -c 5"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True)
+    assert done.returncode == 1 and done.stderr == b"byteloom: stdout: the reader stopped before all was written\n"
+
+
 def test_every_mistake_is_one_line_and_leaves_nothing(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, archive, out = folder / "model", tmp_path / "a.bloom", tmp_path / "out.txt"
+    monkeypatch.setattr("byteloom.commands.decompress.can_compile", lambda device: False)
     archive.write_bytes(compress(trained(steps=0), TEXT[:300]))
     cases = [
         (1, "made by model", ["decompress", model, tmp_path / "other.bloom", "-o", out]),
@@ -436,11 +527,15 @@ def test_every_mistake_is_one_line_and_leaves_nothing(
         (2, "lanes is 0", ["compress", model, folder / "a.txt", "-o", out, "--lanes", 0]),
         (2, "cannot both", ["compress", model, folder / "a.txt", "-o", "-", "--json", "-"]),
         (1, "config.json", ["compress", tmp_path / "no-model", folder / "a.txt", "-o", out]),
+        (1, "no numbers", ["compress", tmp_path / "broken", folder / "a.txt", "-o", out]),
+        (1, "--compile needs g++", ["decompress", model, tmp_path / "compiled.bloom", "-o", out]),
     ]
     header, _ = unpack(compress(Multiscale(WIDE), b"a" * 400))
     header = dataclasses.replace(header, stored=False, layout=((1, 260, b"", 400),))
     (tmp_path / "other.bloom").write_bytes(archives.pack(header, bytes(80)))
+    (tmp_path / "compiled.bloom").write_bytes(archives.pack(dataclasses.replace(header, compiled=True), bytes(80)))
     (tmp_path / "cut.bloom").write_bytes(compress(Multiscale(WIDE), TEXT[:300])[:-3])
+    save(broken(), tmp_path / "broken")
     before = sorted(tmp_path.iterdir())
     for code, said, arguments in cases:
         got, err = refused(capsys, *arguments)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from byteloom.codecs import audio, video
 from byteloom.corpus import Corpus, concatenate, split
 from byteloom.documents import DataError, Document, Segment
 
@@ -126,6 +127,12 @@ def test_media_are_cut_between_segments_or_at_a_round_place() -> None:
     train, valid = split(Corpus.from_documents([Document(segments=(picture(100_000),), name="one")]))
     assert train.num_bytes % 4096 == 0 and valid.num_bytes / 100_000 == pytest.approx(0.05, abs=0.05)
     assert train.header(0) == valid.header(0) == picture(1).header
+    frames = video.from_array(np.zeros((30, 9, 7, 3), np.uint8), 10)
+    large = video.from_array(np.zeros((30, 99, 101, 3), np.uint8), 10)
+    wide = audio.from_array(np.zeros((4000, 6), np.int32), 8000, audio.AudioConfig(coding="pcm24"))
+    for segment, unit in ((frames, 189), (large, 29997), (wide, 18)):
+        halves = split(Corpus.from_documents([Document(segments=(segment,), name="one")]), 0.3)
+        assert not [half.num_bytes for half in halves if half.num_bytes % unit]
     pages = [Document(segments=(picture(3000, i), *text(b"words\n" * 99).segments), name=f"{i}") for i in range(3)]
     for half in split(Corpus.from_documents(pages)):
         assert all(len(s.data) == 3000 for i in range(len(half)) for s in half[i].segments if s.modality == "image")

@@ -8,12 +8,13 @@ from PIL import Image
 from test_corpus import folder_of, text
 from test_multiscale import TWO
 
-from byteloom.codecs import DEFAULT_MEDIA, MediaConfig, media_from_dict
+from byteloom import recipes
+from byteloom.codecs import DEFAULT_MEDIA, MediaConfig, audio, image, media_from_dict
 from byteloom.corpus import Corpus, split
 from byteloom.documents import DataError, Document, Segment
 from byteloom.preparation import prepare
 from byteloom.shards import open_data
-from byteloom.train.data import count, open_run_data, sample, settle_media
+from byteloom.train.data import check_guesses, count, open_run_data, sample, settle_media
 
 
 def pictures(folder: Path, number: int = 30) -> Path:
@@ -84,6 +85,38 @@ def test_media_are_read_as_the_prepared_data_were(tmp_path: Path) -> None:
     assert settle_media([tmp_path / "raster"], usual, usual) == opened.media
     with pytest.raises(DataError, match=r"raster: was prepared with image\.channels auto, and this run asks for rgb"):
         settle_media([tmp_path / "raster"], images(channels="rgb", size=64), usual)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "segment", "said"),
+    [
+        ("audio16-small", audio.from_array(np.zeros(9, np.int16), 8000), ""),
+        ("audio-small", audio.from_array(np.zeros(9, np.int16), 8000), "--audio.coding mulaw --audio.mono, or take au"),
+        ("audio16-small", audio.from_array(np.zeros((9, 2), np.int16), 8000), "modalities.0.predictor.channels 2"),
+        ("mixed-small", audio.from_array(np.zeros((9, 2), np.uint8), 8000), "pcm8 with 2 channels, and the model gue"),
+        ("mixed-small", image.from_array(np.zeros((4, 9, 3), np.uint8)), ""),
+        ("image-small", image.from_array(np.zeros((4, 9), np.uint8)), "prepare it with --image.channels rgb"),
+        ("text-small", image.from_array(np.zeros((4, 9), np.uint8)), ""),
+    ],
+)
+def test_media_are_what_the_model_guesses(recipe: str, segment: Segment, said: str) -> None:
+    words, model = text(b"words", name="w"), recipes.by_name(recipe).model
+    opened = open_run_data(
+        Corpus.from_documents([words, Document(segments=(segment,), name="odd")]), Corpus.from_documents([words])
+    )
+    if not said:
+        check_guesses(opened, model)
+        return
+    with pytest.raises(DataError, match=rf"^odd: is .*{said}"):
+        check_guesses(opened, model)
+
+
+def test_files_that_are_skipped_are_counted_once(tmp_path: Path) -> None:
+    files = {f"{i}.txt": f"line {i}\n".encode() * 50 for i in range(30)} | {f"empty{i}": b"" for i in range(7)}
+    opened = open_run_data([folder_of(tmp_path / "in", files)])
+    assert opened.skipped == [*(f"skipped empty{i}: is empty" for i in range(5)), "skipped 7 in all"]
+    as_bytes = open_run_data([tmp_path / "in"], [tmp_path / "in"], modality="bytes")
+    assert set(as_bytes.modalities.values()) == {"bytes"} and as_bytes.skipped == opened.skipped
 
 
 def test_a_sample_has_as_much_of_each_kind_of_document() -> None:

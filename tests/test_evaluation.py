@@ -317,6 +317,13 @@ def test_learned_positions_limit_the_context() -> None:
         evaluate(configs.build(ModelConfig(stages=(stage,), context=16)), b"x", context=17)
 
 
+@pytest.mark.parametrize("name", ["context", "batch_size", "max_bytes"])
+def test_numbers_below_one_are_refused(name: str) -> None:
+    for value in (0, -1):
+        with pytest.raises(ValueError, match=f"{name} is {value}; it must be at least 1"):
+            evaluate(configs.build(TWO), b"some text", **{name: value})
+
+
 def test_baselines_are_the_compressors_own_sizes() -> None:
     data = b"the same words again and again, " * 200 + bytes(range(256))
     found = baselines(data)
@@ -326,13 +333,23 @@ def test_baselines_are_the_compressors_own_sizes() -> None:
     parts = Corpus.from_documents([text(data[:1000], name="a"), text(data[1000:], name="b")])
     assert baselines(parts)["gzip"] == found["gzip"]
     assert baselines(data, max_bytes=100) == baselines(data[:100])
+    tokens = Segment(modality="tokens", data=np.resize([400, 500, 600], 900).astype(np.uint16))
+    of_tokens = baselines(Corpus.from_documents([Document(segments=(tokens,))], {"tokens": 280}))["gzip"]
+    assert of_tokens["bytes"] == len(gzip.compress(tokens.data.tobytes(), 9))
+    assert of_tokens["bits_per_byte"] == 8 * of_tokens["bytes"] / 900, "by id, as a model's"
 
 
 REPEATED = b"the quick brown fox jumps over the lazy dog. " * 40
 
 
-def test_the_command_says_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_all_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(configs.build(TWO), tmp_path / "run", {"modalities": ["text"]})
+    save(configs.build(TWO), tmp_path / "[/run]", {"modalities": ["text"]})
+    broken = configs.build(TWO)
+    torch.nn.init.constant_(broken.starts[0], float("nan"))
+    save(broken, tmp_path / "broken")
     (tmp_path / "a.txt").write_bytes(REPEATED)
     command = ["evaluate", str(tmp_path / "run"), str(tmp_path / "a.txt"), "--no-baseline", "--batch-size", "1"]
     cli.main([*command, "--dynamic", "--dynamic-rate", "0.003", "--noise", "0.1", "--words", "--json", "-"])
@@ -340,17 +357,30 @@ def test_the_command_says_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert report["dynamic"] == 0.003 and report["words"] == len(REPEATED.split())
     assert report["noisy"]["noise"] == 0.1 and 0 < report["noisy"]["bytes"] < report["bytes"] == len(REPEATED)
     assert report["noisy"]["bits_per_byte"] != report["bits_per_byte"] and report["noise"] == 0
-    cli.main([*command, "--noise", "0.1", "--words"])
-    shown = capsys.readouterr().out
-    assert "with 10.0% of the bytes replaced:" in shown and "by word:" in shown
-    for arguments, expected in (
-        (["--dynamic", "--method", "strided"], "take basic or sliding"),
-        (["--dynamic", "--weights", "int8"], "int8 ones do not learn"),
-        (["--noise", "2"], "noise is 2.0"),
+    monkeypatch.setenv("COLUMNS", "300")
+    cli.main(["evaluate", str(tmp_path / "[/run]"), *command[2:], "--noise", "0.1", "--words"])
+    said = capsys.readouterr().out
+    assert "with 10.0% of the bytes replaced:" in said and "by word:" in said
+    assert "[/run]" in "".join(said.split()), "no markup of rich"
+    (tmp_path / "p.ppm").write_bytes(b"P6 2 1 255\n" + bytes(6))
+    pictures = ["evaluate", command[1], str(tmp_path / "p.ppm"), "--no-baseline"]
+    for code, arguments, expected in (
+        (2, [*command, "--dynamic", "--method", "strided"], "take basic or sliding"),
+        (2, [*command, "--dynamic", "--weights", "int8"], "int8 ones do not learn"),
+        (2, [*command, "--max-bytes", "0"], "--max-bytes is 0; give at least 1"),
+        (2, [*command, "--batch-size", "-1"], "--batch-size is -1"),
+        (2, [*command, "--context", "0"], "--context is 0"),
+        (1, ["evaluate", str(tmp_path / "broken"), *command[2:]], "broken: the model gives logits that are no numbers"),
+        (2, [*command, "--noise", "2"], "--noise is 2.0"),
+        (2, [*command, "--json", str(tmp_path / "a.txt")], "is what this command reads"),
+        (1, [*pictures, "--words"], "the data hold image"),
     ):
+        if "broken" not in expected and "strided" not in arguments:  # what can be seen before the work is
+            monkeypatch.setattr("byteloom.commands.evaluate.evaluate", lambda *_, **__: pytest.fail("it was measured"))
         with pytest.raises(SystemExit) as stop:
-            cli.main([*command, *arguments])
-        assert stop.value.code == 2 and expected in capsys.readouterr().err
+            cli.main(arguments)
+        assert stop.value.code == code and expected in capsys.readouterr().err
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("roles", [("predicted", "past"), ("given", "predicted"), ("given", "predicted", "past")])

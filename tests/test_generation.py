@@ -1,14 +1,19 @@
 """Generation: batches against single rows, the model's own argmax, stops, UTF-8, documents, and beyond the context."""
 
 import dataclasses
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
 
 import configs
 import numpy as np
 import pytest
 import torch
+from test_cli import refused, run_here
 from test_multiscale import BY_STAGES, ONE, TWO
 
-from byteloom.codecs import audio, image
+from byteloom.codecs import audio, image, video
+from byteloom.commands import generate as command
 from byteloom.documents import Document, Segment, to_fused_ids, to_ids
 from byteloom.drafts import Draft, Prompt, begin, prompt_ids
 from byteloom.generation import generate, generate_documents, stream
@@ -17,6 +22,7 @@ from byteloom.layers.modalities import EmbedderConfig, StreamConfig
 from byteloom.models import decoding
 from byteloom.models.config import ModalityConfig, ModelConfig, StageConfig
 from byteloom.models.multiscale import Multiscale
+from byteloom.models.store import save
 from byteloom.sampling import SamplingConfig
 
 GREEDY = SamplingConfig(temperature=0)
@@ -407,3 +413,68 @@ def test_of_a_long_prompt_the_end_is_read(kind: str) -> None:
         logits = model(torch.cat((read, read[:, :1]), 1), **told)[0, -1]
         assert int(logits[:256].argmax()) == value
         read = torch.cat((read, torch.tensor([[value]])), 1)
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    save(configs.build(TWO), tmp_path / "model", {"modalities": ["text", "audio"]})
+    slow = Segment(modality="audio", data=SOUND.data, header=audio.pack_header(40, 1, "pcm8"))
+    (tmp_path / "in.wav").write_bytes(audio.decode(slow, ".wav"))
+    return tmp_path / "model"
+
+
+def test_no_file_is_replaced_unasked_and_none_that_is_read(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there.wav").write_bytes(b"mine")
+    (tmp_path / "page.0.txt").write_text("a")
+    sound = ["generate", saved, "--prompt-file", tmp_path / "in.wav", "--out"]
+    parts = ["generate", saved, "--follow", "audio", "--out", tmp_path / "page"]
+    for args, code, expected in (
+        ([*sound, tmp_path / "there.wav"], 1, "there.wav: is there already"),
+        ([*sound, tmp_path / "in.wav", "--overwrite"], 2, "in.wav: is what this command reads"),
+        ([*sound, tmp_path / "no" / "out.wav"], 2, f"there is no folder {tmp_path / 'no'}"),
+        ([*parts, "--prompt", "a"], 1, "page.0.txt: is there already"),
+        ([*parts, "--prompt-file", tmp_path / "page.0.txt", "--overwrite"], 2, "page.0.txt: is what this"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(command, "generate_documents", None)  # it is said before the work
+            found, line = refused(capsys, *args)
+        assert found == code and expected in line
+    err = run_here(capsys, *sound, tmp_path / "there.wav", "--overwrite")
+    assert "writes 1 s of audio, 40 bytes" in err
+    (written,) = audio.encode(tmp_path / "there.wav")
+    assert len(written.data) == 14 + 40 and np.array_equal(written.data[:14], SOUND.data)
+
+
+@pytest.mark.parametrize(
+    ("modality", "header", "size"),
+    [
+        ("audio", audio.pack_header(8000, 1, "mulaw"), 8000),
+        ("audio", audio.pack_header(44100, 2, "pcm16"), 1 << 17),
+        ("video", video.pack_header(2, 2, 1, Fraction(3), 0), 12),
+        ("video", video.pack_header(2, 2, 1, Fraction(1, 5), 0), 4),
+        ("video", video.pack_header(300, 200, 3, Fraction(25), 0), 180000),
+    ],
+)
+def test_by_default_a_second_in_whole_units_is_written(modality: str, header: bytes, size: int) -> None:
+    prompt = document(Segment(modality=modality, data=np.zeros(0, np.uint8), header=header))
+    options = command.Options(model=Path())
+    assert command.how_much(prompt, 0, (), options, TWO) == (size, size)
+    assert command.how_much(prompt, 0, ["text"], options, TWO) == (size, 0)
+
+
+def test_what_was_written_before_an_interrupt_is_kept(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> Iterator[list[tuple[int, int]]]:
+        yield [(0, 98)]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "stream", interrupted)
+    code, line = refused(capsys, "generate", saved, "--prompt", "a", "--out", tmp_path / "out.txt")
+    assert code == 130 and "out.txt has the 1 bytes written so far" in line
+    assert (tmp_path / "out.txt").read_bytes() == b"ab"

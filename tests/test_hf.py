@@ -36,6 +36,7 @@ from transformers import (
 import byteloom
 from byteloom import cli
 from byteloom.hf import ByteloomConfig, ByteloomForCausalLM, ByteloomProcessor, ByteloomTokenizer
+from byteloom.hf.folder import export_hf
 from byteloom.hf.remote import CODE
 
 ROOT = Path(__file__).parents[1]
@@ -108,6 +109,29 @@ def test_auto_classes_open_runs_and_exports(which: str, request: pytest.FixtureR
     assert type(AutoModelForCausalLM.from_pretrained(place)) is ByteloomForCausalLM
     assert type(AutoTokenizer.from_pretrained(place)) is ByteloomTokenizer
     assert type(AutoProcessor.from_pretrained(place)) is ByteloomProcessor
+
+
+def test_an_export_that_fails_leaves_nothing_and_other_files_alone(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OSError("no space left")
+
+    out = tmp_path / "clone"
+    out.mkdir()
+    for name in ("LICENSE", "README.md"):
+        (out / name).write_text("mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(ByteloomTokenizer, "save_pretrained", broken)
+        with pytest.raises(OSError, match="no space left"):
+            export_hf(run, out)
+    assert sorted(path.name for path in out.iterdir()) == ["LICENSE", "README.md"]
+    cli.main(["export", str(run), "--to", "hf", str(out)])
+    said = capsys.readouterr().out
+    assert f"{AutoModelForCausalLM.from_pretrained(out).num_parameters():,} parameters" in said
+    assert "its README.md was kept" in said
+    assert (out / "LICENSE").read_text() == (out / "README.md").read_text() == "mine"
+    assert not any(str(tmp_path) in path.read_text("utf-8") for path in out.glob("*.json"))
 
 
 def test_without_our_import_a_folder_needs_trust_and_no_more(folder: Path, tmp_path: Path) -> None:

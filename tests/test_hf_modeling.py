@@ -152,6 +152,9 @@ def test_modality_ids_say_what_came_before() -> None:
         assert close(model(ids[:, 2:], past_key_values=cache).logits, found[:, 2:])
     greedy = model.generate(ids, modality_ids=marks, max_new_tokens=6)
     assert torch.equal(greedy, model.generate(ids, modality_ids=marks, max_new_tokens=6, use_cache=False))
+    for options in ({}, {"use_cache": False}, {"prefill_chunk_size": 3}):
+        one_an_id = marks[:, None].expand(3, 4)
+        assert torch.equal(greedy, model.generate(ids, modality_ids=one_an_id, max_new_tokens=6, **options))
     with pytest.raises(ValueError, match="say otherwise than the MARKs"):
         model(torch.tensor([[BOS, 260, 1]]), modality_ids=torch.tensor([[0, 0, 261]]))
     with pytest.raises(ValueError, match="one a row or one an id"):
@@ -331,12 +334,21 @@ def test_a_model_from_a_config_has_weights_like_a_native_one() -> None:
     assert all(torch.equal(made.model.state_dict()[name], value) for name, value in native.state_dict().items())
 
 
-def test_a_folder_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"num_layers": 3}, r"missing_keys: model\.stacks"),
+        ({"mlp_ratio": 2.0}, r"mismatched_keys: .*mlp\.down\.weight"),
+    ],
+)
+def test_a_folder_whose_weights_are_not_its_configs_is_refused(
+    change: dict[str, int], named: str, tmp_path: Path
+) -> None:
     model = wrapped()
     model.save_pretrained(tmp_path)
-    deeper = [dataclasses.replace(stage, num_layers=stage.num_layers + 1) for stage in LONG[2].stages]
-    ByteloomConfig.from_model_config(dataclasses.replace(LONG[2], stages=tuple(deeper))).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"do not match its config\.json"):
+    other = tuple(dataclasses.replace(stage, **change) for stage in LONG[2].stages)
+    ByteloomConfig.from_model_config(dataclasses.replace(LONG[2], stages=other)).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"do not match its config\.json \({named}"):
         ByteloomForCausalLM.from_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"does not match its config\.json"):
         load(tmp_path)

@@ -1,5 +1,6 @@
 """Parity with megabyte-pytorch and with transformers' Llama; seeds are drawn anew each run and printed."""
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from MEGABYTE_pytorch import MEGABYTE
-from test_multiscale import ONE, TWO, random_ids
+from test_multiscale import TWO, random_ids
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from byteloom.interop import (
@@ -20,7 +21,10 @@ from byteloom.interop import (
     megabyte_pytorch_config,
     read_options,
 )
-from byteloom.models.config import ModelConfig, StageConfig
+from byteloom.layers.continuous import InputConfig
+from byteloom.layers.modalities import EmbedderConfig
+from byteloom.layers.prediction import PredictorConfig
+from byteloom.models.config import ModalityConfig, ModelConfig, StageConfig
 from byteloom.models.multiscale import Multiscale
 from byteloom.models.store import CheckpointError, load, save
 
@@ -158,7 +162,11 @@ def test_an_imported_model_is_kept_and_goes_on(tmp_path: Path) -> None:
         ({"dim": None}, "dim is None"),
         ({"depth": (1, 2, 3)}, "one value a stage"),
         ({"depth": "deep"}, "depth is 'deep'"),
-        ({"heads": 0}, "num_heads"),
+        ({"heads": 0}, "heads is 0"),
+        ({"heads": None}, "heads is None"),
+        ({"num_tokens": "many"}, "num_tokens is 'many'"),
+        ({"ff_mult": 0.5}, r"ff_mult is 0\.5"),
+        ({"rel_pos": 2}, "rel_pos is 2"),
     ],
 )
 def test_bad_options_are_named(change: dict[str, object], message: str) -> None:
@@ -263,11 +271,39 @@ def test_our_own_model_leaves_as_a_llama(tied: bool, tmp_path: Path) -> None:
         close(import_llama(tmp_path / "llama")(ids), ours(ids))
 
 
-def test_what_llama_cannot_do_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="more than one stage"):
-        export_llama(Multiscale(TWO), tmp_path / "a")
-    with pytest.raises(ValueError, match=r"relu2.*qk_norm"):
-        export_llama(Multiscale(ONE), tmp_path / "a")
+LIKE_LLAMA = StageConfig(dim=16, num_layers=2, num_heads=2, mlp="swiglu", qk_norm=False)
+APART = (ModalityConfig(name="image", mark=261, predictor=PredictorConfig(guess="picture")),)
+
+
+@pytest.mark.parametrize(
+    ("stage", "model", "message"),
+    [
+        ({}, {"stages": TWO.stages}, "more than one stage"),
+        ({"mlp": "relu2", "qk_norm": True}, {}, r"relu2.*qk_norm"),
+        ({"offsets": (2,)}, {}, "offsets"),
+        ({"ngrams": (2, 3)}, {}, "ngrams"),
+        ({}, {"matches": (2,)}, "matches"),
+        ({}, {"modalities": APART}, "predictor"),
+        ({}, {"modalities": APART, "embedder": EmbedderConfig(kind="universal")}, 'embedder.kind is "universal"'),
+        ({}, {"modalities": APART, "heads": "by_modality", "tied_head": False}, 'heads is "by_modality"'),
+        ({}, {"inputs": (InputConfig(name="words", width=3),)}, "continuous inputs"),
+    ],
+)
+def test_what_llama_cannot_do_is_said(
+    stage: dict[str, object], model: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    stages = (dataclasses.replace(LIKE_LLAMA, **stage),)
+    config = ModelConfig(**{"stages": stages, "context": 32, **model})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        export_llama(Multiscale(config), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_no_tensor_is_left_out_without_a_word(tmp_path: Path) -> None:
+    model = Multiscale(ModelConfig(stages=(LIKE_LLAMA,), context=32))
+    model.something = torch.nn.Parameter(torch.zeros(1))
+    with pytest.raises(ValueError, match="it has something"):
+        export_llama(model, tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 
@@ -284,11 +320,14 @@ def test_what_llama_cannot_do_is_said(tmp_path: Path) -> None:
     ],
 )
 def test_foreign_llamas_are_named(change: dict[str, object], message: str, tmp_path: Path) -> None:
-    stage = StageConfig(dim=16, num_layers=2, num_heads=2, mlp="swiglu", qk_norm=False)
-    export_llama(Multiscale(ModelConfig(stages=(stage,), context=32)), tmp_path)
+    export_llama(Multiscale(ModelConfig(stages=(LIKE_LLAMA,), context=32)), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(CheckpointError, match=message):
+        import_llama(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="lists no files"):
         import_llama(tmp_path)
 
 

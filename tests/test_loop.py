@@ -26,7 +26,8 @@ from byteloom.models.config import ModalityConfig, ModelConfig
 from byteloom.models.multiscale import Multiscale
 from byteloom.models.store import CheckpointError, load
 from byteloom.train import acceleration, loop
-from byteloom.train.checkpoint import list_checkpoints
+from byteloom.train.checkpoint import alone_in, list_checkpoints
+from byteloom.train.distributed import World
 from byteloom.train.loop import RunConfig, TrainConfig, TrainingError, train
 from byteloom.train.optim import OptimConfig
 
@@ -152,6 +153,40 @@ def test_an_existing_run_is_not_overwritten(data: Path, tmp_path: Path) -> None:
         train(config(steps=4), [data / "a.txt"], tmp_path / "run", resume=True)
     assert same(before, weights(tmp_path / "run"))
     assert train(config(steps=4), [data], tmp_path / "run", resume=True).progress.step == 4
+    before = weights(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    for resume in (False, True):
+        with pytest.raises(CheckpointError, match=r"has a model and no checkpoints; .*--init"):
+            train(config(steps=6), [data], tmp_path / "run", resume=resume)
+    assert same(before, weights(tmp_path / "run"))
+
+
+def test_a_run_goes_on_in_its_precision_or_the_one_that_is_asked_for(data: Path, tmp_path: Path) -> None:
+    for step, (asked, found) in enumerate([("bf16", "bf16"), ("auto", "bf16"), ("fp32", "fp32"), ("auto", "fp32")], 1):
+        run = config(steps=step, precision=asked, validations=0)
+        assert train(run, [data], tmp_path / "run", resume=True).progress.precision == found
+
+
+def test_two_do_not_train_in_the_same_folder(data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with alone_in(run, World(device=torch.device("cpu"))):
+        partial = run / "checkpoints" / ".step-00000003.partial"
+        partial.mkdir(parents=True)
+        with pytest.raises(CheckpointError, match="run: another process trains in it"):
+            train(config(), [data], run, resume=True)
+        assert partial.exists() and not (run / "metrics.jsonl").exists()
+    train(config(steps=1), [data], run, resume=True)
+
+
+def test_files_that_are_skipped_are_said_and_a_modality_reads_all(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder_of(data, {"broken.png": b"no picture", "empty": b""})
+    train(config(steps=1), [data], tmp_path / "run", show=True)
+    err = capsys.readouterr().err
+    assert err.count("skipped empty: is empty") == 1 and err.count("skipped broken.png: ") == 1
+    with pytest.raises(DataError, match="hold bytes"):
+        train(with_model(knowing("text")), [data], tmp_path / "other", modality="bytes")
 
 
 @pytest.mark.parametrize("name", ["state.json", "shard-00001-model-00001-of-00001.safetensors", "config.json"])

@@ -235,6 +235,30 @@ def test_a_full_state_says_so() -> None:
         model.prefill(random_ids(1, 2), [2, 2], model.start(1, 4))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_ids_of_any_integer_type_say_the_same(dtype: torch.dtype) -> None:
+    stages = (dataclasses.replace(TWO.stages[0], ngrams=(2, 3), ngram_rows=101), TWO.stages[1])
+    model = configs.build(dataclasses.replace(TWO, stages=stages, matches=(1, 3)))
+    ids = random_ids(2, 20, vocab_size=256)
+    narrow = ids.to(dtype)
+    assert torch.equal(model(narrow), model(ids))
+    assert torch.equal(model.nats(narrow), model.nats(ids))
+    assert torch.equal(model.loss(narrow).table, model.loss(ids).table)
+    assert torch.equal(walk(model, narrow, 20), walk(model, ids, 20))
+    prefilled = [model.prefill(x, [20, 7], model.start(2, 20)) for x in (narrow, ids)]
+    assert torch.equal(*prefilled)
+
+
+@pytest.mark.parametrize("ids", [torch.zeros(3, dtype=torch.long), torch.zeros(1, 3), torch.ones(1, 3) > 0])
+def test_what_are_no_ids_is_said(ids: torch.Tensor) -> None:
+    model = configs.build(TWO)
+    for call in (model, model.loss, model.nats, lambda x: model.prefill(x, [3], model.start(1, 8))):
+        with pytest.raises(ValueError, match=r"ids have shape .* give integers \(B, T\)"):
+            call(ids)
+    with pytest.raises(ValueError, match=r"give integers \(N,\)"):
+        model.step(torch.zeros(1, 1, dtype=torch.long), model.start(1, 8))
+
+
 GOOD = {"dim": 16, "num_layers": 1, "num_heads": 2}
 
 

@@ -19,7 +19,7 @@ from byteloom import preparation
 from byteloom.commands import UsageError
 from byteloom.documents import DataError
 from byteloom.preparation import Interrupted, prepare
-from byteloom.shards import open_prepared, write_json
+from byteloom.shards import open_prepared
 
 
 def files_in(folder: Path) -> dict[str, bytes]:
@@ -184,6 +184,13 @@ def test_two_do_not_prepare_the_same(mixed: Path, tmp_path: Path) -> None:
     assert prepare(mixed, tmp_path / "out", resume=True)["documents"] == 20
 
 
+def test_it_works_where_the_system_knows_less(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as macOS
+    assert prepare_command.num_cores() == os.cpu_count()
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as Windows
+    assert prepare(mixed, tmp_path / "out")["documents"] == 20
+
+
 def test_a_link_is_no_unfinished_folder(mixed: Path, tmp_path: Path) -> None:
     folder_of(tmp_path / "mine", {"data/precious": b"p"})
     os.symlink(tmp_path / "mine", tmp_path / ".out.abc.partial")
@@ -195,13 +202,6 @@ def test_bad_numbers_are_refused(mixed: Path, tmp_path: Path) -> None:
     for options in ({"workers": 0}, {"shard_bytes": 0}):
         with pytest.raises(ValueError, match="must be at least 1"):
             prepare(mixed, tmp_path / "out", **options)
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    write_json(tmp_path / "a", {"x": 1})
-    with pytest.raises(TypeError):
-        write_json(tmp_path / "a", {"x": object()})
-    assert files_in(tmp_path) == {"a": b'{\n "x": 1\n}\n'}
 
 
 def test_the_command_verifies(mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

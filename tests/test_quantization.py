@@ -1,5 +1,7 @@
 """Narrow weights: near the wide ones, smaller, refused where there are none."""
 
+from pathlib import Path
+
 import configs
 import pytest
 import torch
@@ -12,6 +14,7 @@ from byteloom.generation import generate
 from byteloom.layers.linear import Linear
 from byteloom.losses import Loss
 from byteloom.models.config import ModelConfig
+from byteloom.models.store import CheckpointError, save
 from byteloom.quantization import FEW_ROWS, NarrowLinear, quantize
 from byteloom.sampling import SamplingConfig
 
@@ -42,7 +45,7 @@ def test_int8_is_the_nearest_of_255_steps_of_its_row() -> None:
 
 @pytest.mark.parametrize("config", [TWO, THREE], ids=["two stages", "three stages"])
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
-def test_a_narrow_model_says_nearly_the_same(config: ModelConfig, weights: str) -> None:
+def test_a_narrow_model_says_nearly_the_same(config: ModelConfig, weights: str, tmp_path: Path) -> None:
     model = configs.build(config)
     ids = random_ids(3, 24)
     model.requires_grad_(False)
@@ -54,6 +57,9 @@ def test_a_narrow_model_says_nearly_the_same(config: ModelConfig, weights: str) 
     assert sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())) < 0.8 * size
     assert float(after.nats) == pytest.approx(float(before.nats), rel=0.02)
     assert float(after.nats) != float(before.nats)
+    with pytest.raises(CheckpointError, match="save it before"):
+        save(narrow, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 @settings(max_examples=30)

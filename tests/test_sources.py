@@ -36,6 +36,15 @@ def test_links_do_not_lead_out_of_a_folder(tmp_path: Path) -> None:
     assert contents(Corpus.from_paths(tmp_path / "in")) == {"a": b"a", "own": b"a", "sub/b": b"b"}
 
 
+def test_runs_in_a_folder_are_no_files_of_it(tmp_path: Path) -> None:
+    ours = b'{"model_type": "byteloom", "byteloom": "1"}'
+    run = {"runs/a/config.json": ours, "runs/a/metrics.jsonl": b"{}", "runs/a/checkpoints/step-00000001/x": b"x"}
+    other = {"theirs/config.json": b"{}", "theirs/model.safetensors": b"t", "settings/config.json": ours}
+    folder_of(tmp_path, {"a.txt": b"a", "model/config.json": ours, "model/model.safetensors": b"m", **run, **other})
+    assert list(contents(Corpus.from_paths(tmp_path))) == ["a.txt", *sorted(["settings/config.json", *list(other)[:2]])]
+    assert "metrics.jsonl" in Corpus.from_paths(tmp_path / "runs" / "a").names, "what is named is read"
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [("gone", "cannot be found"), ("empty", "is empty"), ("nothing", "no file with bytes"), ("pipe", "regular file")],

@@ -1,7 +1,8 @@
 """Archives of compressed files: their header and layout, and what is checked before anything is made of them.
 
-In: what was coded and how. Out: bytes, and back; nothing is allocated for what an archive only claims. `segments_of`
-says as which segments a file is coded, so that it comes back byte for byte.
+In: what was coded and how. Out: bytes, and back. `segments_of` says as which segments a file is coded, so that it comes
+back byte for byte, and `lay_out` how they stand in lanes. What an archive only claims takes no memory: what it asks for
+is bounded first, and lanes are made a stretch at a time.
 
 An archive is, little-endian:
 
@@ -14,6 +15,7 @@ An archive is, little-endian:
     the range coder's words, or, where they would be more, the file as it is
 """
 
+import functools
 import hashlib
 import itertools
 import struct
@@ -27,7 +29,7 @@ import numpy as np
 
 from byteloom import codecs
 from byteloom.codecs import DEFAULT_MEDIA, MediaConfig
-from byteloom.documents import MAX_HEADER_BYTES, DataError, Segment
+from byteloom.documents import BOS, MAX_HEADER_BYTES, PAD, DataError, Segment, opening
 
 Precision = Literal["fp32", "bf16"]
 
@@ -43,6 +45,8 @@ MAX_BYTES = 1 << 28
 MAX_SEGMENTS = 1 << 18
 SHORTEST_CODE = 2.0**-16
 """No byte takes fewer bits: probabilities have 24 bits, and each of 256 bytes keeps a part of them."""
+GRAIN = 48
+"""Long lanes begin at multiples of it within a segment, so that pixels, squares of pixels and samples stay whole."""
 BARE = ".raw"
 """The suffix by which every codec gives samples as they are, without a header."""
 DAMAGED = "this archive is damaged: it is cut off, or is not what its checksum says; take another copy"
@@ -138,26 +142,13 @@ def check_archive(header: Header, size: int) -> None:
         ArchiveError: no archive that `compress` wrote says this.
     """
     most = 0 if header.stored else min(MAX_BYTES, int((8 * size + 64) / SHORTEST_CODE))
-    sound = header.size <= most and sum(run[0] for run in header.layout) <= MAX_SEGMENTS and header.threads >= 1
+    sound = header.size <= most and sum(run[0] for run in header.layout) <= MAX_SEGMENTS
+    sound = sound and min(header.lanes, header.context, header.threads) >= 1
     if not header.stored:
-        sound = sound and size % 4 == 0 and 1 <= header.lanes <= header.size and header.context >= 1
+        sound = sound and size % 4 == 0 and header.lanes <= header.size
     if not sound:
         raise ArchiveError(
             "this archive asks for more than it can hold; it is forged, or of a program that is not ours"
-        )
-    try:
-        check_places(header, header.size)
-    except ValueError as error:
-        raise ArchiveError(f"this archive cannot be opened: {error}") from error
-
-
-def check_places(header: Header, size: int) -> None:
-    """Raises ValueError where lanes of `size` bytes see more at once than memory is meant for."""
-    places = header.lanes * min(header.context, -(-size // header.lanes))
-    if header.lanes > 1 and places > MAX_PLACES:
-        raise ValueError(
-            f"{header.lanes:,} lanes with a context of {header.context:,} see {places:,} ids at once; "
-            f"take fewer lanes, at most {MAX_PLACES:,} ids"
         )
 
 
@@ -242,6 +233,19 @@ def segments_of(path: str | PathLike[str], data: bytes, media: MediaConfig = DEF
     return tuple(segment for segment in (before, *segments, after) if len(segment.data))
 
 
+def check_segments(segments: Sequence[Segment], data: bytes, marks: Mapping[str, int]) -> None:
+    """Raises ValueError where segments are not the data, or are none that an archive takes."""
+    if len(segments) > MAX_SEGMENTS:
+        raise ValueError(f"{len(segments):,} segments are more than an archive takes, {MAX_SEGMENTS:,}; take fewer")
+    for segment in segments:
+        if segment.modality not in marks:
+            raise ValueError(f"modality {segment.modality!r} is unknown; known: {', '.join(sorted(marks))}")
+        if segment.data.dtype != np.uint8 or not len(segment.data):
+            raise ValueError(f"a segment of {segment.modality} has no bytes; leave it out")
+    if b"".join(map(bare, segments)) != data:
+        raise ValueError("the segments are not the data; take those that segments_of gives")
+
+
 def bare(segment: Segment) -> bytes:
     """A segment's samples as they stand in a file; one without a header is bytes, however it is marked.
 
@@ -256,6 +260,107 @@ def bare(segment: Segment) -> bytes:
             f"a segment of {segment.modality} has {size:,} bytes, which are not as many as its header says"
         )
     return codec.decode(segment, BARE)
+
+
+# -- the lanes -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Lanes:
+    """Data in N lanes that are read side by side, in P parts, each of one lane and of one segment.
+
+    Each lane is a document of its own: BOS, marks and headers stand before its parts of the data and cost nothing,
+    since the decoder lays out the same.
+    """
+
+    borders: np.ndarray
+    """(N + 1,) int64: where in the data each lane begins, and the last ends."""
+    rows: np.ndarray
+    """(P,) int64: the lane of each part."""
+    heads: Sequence[np.ndarray]
+    """The ids that stand before each part, up to the PADs that follow them."""
+    places: np.ndarray
+    """(P, 3) int64: where in its lane the head of each part begins, its data begin, and these end."""
+
+    @property
+    def length(self) -> int:
+        """Ids in the longest lane."""
+        return int(self.places[:, 2].max())
+
+    def stretch(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """The ids (N, stop - start) at these places, zeros where there are data, and which are data, bool."""
+        ids = np.zeros((len(self.borders) - 1, stop - start), np.uint16)
+        coded = np.zeros(ids.shape, bool)
+        for part in np.flatnonzero((self.places[:, 0] < stop) & (self.places[:, 2] > start)).tolist():
+            first, data, end = (self.places[part] - start).tolist()
+            head = np.full(data - first, PAD)
+            head[: len(self.heads[part])] = self.heads[part]
+            there = ids[self.rows[part], max(first, 0) : max(data, 0)]
+            there[:] = head[max(-first, 0) :][: len(there)]
+            coded[self.rows[part], max(data, 0) : end] = True
+        return ids, coded
+
+
+def lay_out(
+    segments: Sequence[Segment], marks: Mapping[str, int], lanes: int, context: int, span: int, vocab_size: int
+) -> Lanes:
+    """Segments, none of them empty, as lanes, at most as many as bytes.
+
+    Args:
+        segments: what is laid out; their data are not looked at.
+        marks: the MARK id of each modality.
+        lanes: how many there are to be.
+        context: most ids that a lane sees at once.
+        span: ids in a patch; data begin on a multiple of it, as in `to_ids`.
+        vocab_size: ids from it on are left out, for a model from elsewhere may know bytes only.
+
+    Raises:
+        ValueError: several lanes see more ids at once than memory is meant for.
+    """
+    starts = np.cumsum([0, *(len(segment.data) for segment in segments)])
+    borders = lane_borders(starts, lanes)
+    cuts = np.union1d(starts, borders)
+    begins, sizes = cuts[:-1], np.diff(cuts)
+    rows, is_first = borders.searchsorted(begins, "right") - 1, np.isin(begins, borders)
+    owners = [segments[i] for i in starts.searchsorted(begins, "right") - 1]
+
+    @functools.cache
+    def head_of(modality: str, header: bytes, first: bool) -> np.ndarray:
+        head = opening(marks[modality], header)
+        head = np.append(BOS, head) if first else head
+        return head[head < vocab_size]
+
+    heads = [head_of(part.modality, part.header, first) for part, first in zip(owners, is_first, strict=True)]
+    before = np.where(is_first, 1, np.append(0, sizes[:-1]))  # since the last border of patches: BOS, or data
+    pads = -(before + np.array([1 + 2 * len(part.header) for part in owners])) % span
+    each = np.array([len(head) for head in heads]) + pads * (vocab_size > PAD)
+    ends = np.cumsum(each + sizes)
+    ends -= (ends - each - sizes)[is_first][rows]
+    places = np.stack([ends - sizes - each, ends - sizes, ends], axis=1)
+    found = Lanes(borders=borders, rows=rows, heads=heads, places=places)
+    seen = lanes * min(context, found.length)
+    if lanes > 1 and seen > MAX_PLACES:
+        raise ValueError(
+            f"{lanes:,} lanes with a context of {context:,} see {seen:,} ids at once; "
+            f"take fewer lanes, at most {MAX_PLACES:,} ids"
+        )
+    return found
+
+
+def lane_borders(starts: np.ndarray, lanes: int) -> np.ndarray:
+    """Where lanes begin and end (N + 1,) in data whose segments begin at `starts` and end at its last.
+
+    Lanes are about equally long; where a segment begins not far from a border, the border goes there, else to a
+    multiple of `GRAIN` in its segment.
+    """
+    total = int(starts[-1])
+    near = total // lanes // 8
+    even = np.arange(lanes + 1) * total // lanes
+    right = starts.searchsorted(even).clip(1)
+    low, high = starts[right - 1], starts[right]
+    nearest = np.where(even - low < high - even, low, high)
+    inside = even - (even - low) % GRAIN if near >= GRAIN else even
+    return np.where(abs(nearest - even) <= near, nearest, inside)
 
 
 def number(value: int) -> bytes:

@@ -35,9 +35,11 @@ def main(argv: list[str] | None = None) -> None:
         fail(str(error), 2, debug)
     except KeyboardInterrupt as error:
         fail(str(error) or "stopped", 130, debug)
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        if error.filename is not None:  # what was cut off is a file
+            fail(describe(error), 1, debug)
+        sys.exit(0)  # the reader of our text has seen enough
     except ModuleNotFoundError as error:
         extra = EXTRA_OF.get((error.name or "").split(".")[0])
         if extra is None:

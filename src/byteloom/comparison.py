@@ -9,7 +9,9 @@ by itself. Error bars are over items; those of compressors are of items that eac
 """
 
 import bz2
+import functools
 import gzip
+import hashlib
 import importlib
 import io
 import lzma
@@ -148,9 +150,13 @@ def compare(models: Mapping[str, Measured], others: bool = True) -> Comparison:
         DataError: two models were measured on different bytes, as where one reads sound as mu-law.
     """
     first, (config, corpus, found, _) = next(iter(models.items()))
+    contents = {}
+    if len(models) > 1:
+        contents = {name: content_digest(predicted_part(one.corpus, one.config)) for name, one in models.items()}
     entries = []
     for name, (_, _, other, details) in models.items():
-        if not np.array_equal(other.by_item[:, 1], found.by_item[:, 1]):
+        same_sizes = np.array_equal(other.by_item[:, 1], found.by_item[:, 1])
+        if not same_sizes or contents.get(name) != contents.get(first):
             raise DataError(
                 f"{first} and {name} read the data as different bytes ({found.bytes:,} and {other.bytes:,}), and bits "
                 "of these cannot be compared; have media read alike, as with --audio.coding, or leave one model out"
@@ -186,6 +192,26 @@ def _place(entry: Entry) -> tuple[bool, float]:
     return False, entry.bits_per_byte
 
 
+def segment_at(corpus: Corpus, number: int) -> Segment:
+    """A segment by its number in a corpus. Its data are a view that keeps the file open."""
+    modality = corpus.modalities[int(corpus.segment_marks[number])]
+    return Segment(modality=modality, data=corpus.payload(number), header=corpus.header(number))
+
+
+def content_digest(corpus: Corpus) -> bytes:
+    """SHA-256 of what the data of a corpus say, which is the same in whatever order a model reads pictures."""
+    found = hashlib.sha256()
+    for segment in map(functools.partial(segment_at, corpus), range(len(corpus.segment_lengths))):
+        header: Any = segment.header
+        if segment.modality == image.MODALITY:
+            header = image.unpack_header(segment.header)[:3]
+        elif segment.modality == video.MODALITY:
+            header = video.unpack_header(segment.header)[:4]
+        found.update(repr((segment.modality, header, len(segment.data))).encode())
+        found.update(rows_first(segment).data.tobytes())
+    return found.digest()
+
+
 def items_of_segments(corpus: Corpus, items: np.ndarray) -> np.ndarray:
     """The item (N,) that each segment of a corpus belongs to, where document d is `items[d]` of them."""
     counts = np.diff(corpus.document_starts)
@@ -200,38 +226,44 @@ def compressed(corpus: Corpus, item: np.ndarray, sizes: np.ndarray) -> list[Entr
     `item` is the item of each segment and `sizes` are the bytes of each item. Compressors get pictures and video rows
     first, as files of bare samples have them. Of a codec its whole file counts, header and all.
     """
-    segments = [segment for number in range(len(corpus)) for segment in corpus[number].segments]
-    plain = [rows_first(segment) for segment in segments]
-    modality = np.array([segment.modality for segment in segments])
-    lengths = np.array([len(segment.data) for segment in segments])
+    plain = []
+    for number in range(len(corpus.segment_lengths)):
+        segment = rows_first(segment_at(corpus, number))
+        plain.append(replace(segment, data=segment.data.copy()))  # a view would keep its file open
+    modality = np.array([segment.modality for segment in plain])
+    lengths = corpus.segment_lengths
     names = list(dict.fromkeys(modality[lengths > 0].tolist()))
     marks = {name: mark for mark, name in corpus.modalities.items()}
 
     def end_to_end(chosen: np.ndarray) -> dict[str, float]:
         documents = [Document(segments=(plain[i],)) for i in np.flatnonzero(chosen)]
         found = baselines(Corpus.from_documents(documents, marks))
-        return {name: 8 * sums["bytes"] / int(lengths[chosen].sum()) for name, sums in found.items()}
+        return {name: sums["bits_per_byte"] for name, sums in found.items()}
 
-    whole = end_to_end(np.ones(len(segments), bool))
+    whole = end_to_end(np.ones(len(plain), bool))
     parts = {name: end_to_end(modality == name) if len(names) > 1 else whole for name in names}
-    contents = [bytearray() for _ in sizes]
+    parts_of_item: list[list[Segment]] = [[] for _ in sizes]
     for i, segment in zip(item, plain, strict=True):
-        contents[i] += segment.data.tobytes()
+        parts_of_item[i].append(segment)
+    alone = np.zeros((len(sizes), len(ALONE)))
+    for i, segments in enumerate(parts_of_item):
+        content = b"".join(segment.data.tobytes() for segment in segments)
+        alone[i] = [8 * len(compress(content)) for compress in ALONE.values()]
     entries = [
         Entry(
             name=name,
             kind="compressor",
-            bits=np.array([8.0 * len(compress(bytes(content))) for content in contents]),
+            bits=bits,
             bits_per_byte=whole[name],
             by_modality={part: found[name] for part, found in parts.items()},
         )
-        for name, compress in ALONE.items()
+        for name, bits in zip(ALONE, alone.T, strict=True)
     ]
     for part in names:
         chosen = modality == part
         others = np.isin(np.arange(len(sizes)), item[~chosen])
         for name, write in CODECS.get(part, {}).items():
-            sizes_or_none = [written_size(write, segments[i]) for i in np.flatnonzero(chosen)]
+            sizes_or_none = [written_size(write, segment_at(corpus, i)) for i in np.flatnonzero(chosen).tolist()]
             written = [size for size in sizes_or_none if size is not None]
             if len(written) == len(sizes_or_none):
                 bits = np.bincount(item[chosen], 8.0 * np.array(written), len(sizes))

@@ -10,7 +10,6 @@ coder's own share is below 0.1 % of it, in time and in size.
 import contextlib
 import hashlib
 import importlib
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -24,21 +23,24 @@ from torch.backends.cpu import get_cpu_capability
 
 from byteloom import __version__, codecs
 from byteloom.archives import (
+    GRAIN,
     MAX_BYTES,
     MAX_PLACES,
     ArchiveError,
     Header,
+    Lanes,
     Precision,
     bare,
-    check_places,
+    check_segments,
     checked,
+    lay_out,
     layout_of,
     other_content,
     pack,
     segments_in,
     unpack,
 )
-from byteloom.documents import PAD, Document, Segment, to_ids
+from byteloom.documents import Segment
 from byteloom.drafts import known_modalities, marks_of
 from byteloom.losses import marks_in_force
 from byteloom.models.decoding import State, start
@@ -52,8 +54,6 @@ USUAL_LANES = 64
 """More bytes in a step are hardly faster on a CPU, and each lane begins without knowing what came before."""
 LANE_BYTES = 4096
 """A lane is about so long at least, or as long as the context: then what it loses at its beginning is small."""
-GRAIN = 48
-"""Long lanes begin at multiples of it within a segment, so that pixels, squares of pixels and samples stay whole."""
 SCALE = 1 << 24
 PROBE_STEPS = 32
 SAMPLE_BYTES = 4096
@@ -89,27 +89,25 @@ def compress(
     Raises:
         ValueError: an argument makes no sense, the model fuses streams or is broken, or the data are too large.
     """
-    if not 1 <= threads <= 0xFF:
-        raise ValueError(f"threads is {threads}; it must be from 1 to 255")
-    if lanes is not None and not 1 <= lanes <= 0xFFFF:
-        raise ValueError(f"lanes is {lanes}; it must be from 1 to 65535")
+    check_options(lanes, threads)
     if model.config.vocab_size < 256:
         raise ValueError(f"the model has {model.config.vocab_size} ids, and a file has 256 bytes; take another model")
     if model.config.embedder.streams:
         raise ValueError("this model predicts streams side by side, and a file is one stream; take another model")
     if len(data) > MAX_BYTES:
         raise ValueError(f"{len(data):,} bytes are more than an archive takes, {MAX_BYTES:,}; cut the file in parts")
-    if segments and b"".join(map(bare, segments)) != data:
-        raise ValueError("the segments are not the data; take those that segments_of gives")
+    if segments:
+        check_segments(segments, data, marks_known(model))
     kind = device_of(model)
     context = coded_context(model)
     if lanes is None:
         lanes = min(USUAL_LANES, round(len(data) / min(context, LANE_BYTES)), max(1, MAX_PLACES // context))
+    size = sum(len(segment.data) for segment in segments) or len(data)  # mu-law has fewer bytes than its file
     header = Header(
         model=model_digest(model)[:16],
         content=hashlib.sha256(data).digest()[:16],
         probe=bytes(8),
-        lanes=max(1, min(lanes, len(data))),
+        lanes=max(1, min(lanes, len(data), size)),
         context=context,
         threads=threads,
         precision=precision,
@@ -119,7 +117,6 @@ def compress(
         environment=environment(kind),
         layout=(),
     )
-    check_places(header, len(data))
     if not data:
         return pack(header, data)
     model.eval()
@@ -127,19 +124,27 @@ def compress(
     coder = queue.RangeEncoder()
     with as_recorded(header):
         chosen = cheapest(model, data, segments)
-        ids, coded = lay_out(model, chosen, header.lanes)
-        sign = probe(model, header, ids.shape[1])
+        laid = lanes_of(model, chosen, header.lanes)
+        sign = probe(model, header, laid.length)
+        whole = np.concatenate([segment.data for segment in chosen])  # in the order in which the model reads
 
-        def encode(step: int, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
-            values = ids[rows, step].astype(np.int32)
-            coder.encode(values, family, counts)
-            return values
+        def encode(places: np.ndarray, counts: np.ndarray) -> np.ndarray:
+            coder.encode(whole[places].astype(np.int32), family, counts)
+            return whole[places]
 
-        run(model, header, ids, coded, encode, progress)
+        run(model, header, laid, encode, progress)
     words = coder.get_compressed().astype("<u4").tobytes()
     if not pays(words, data):
         return pack(header, data)
     return pack(replace(header, stored=False, probe=sign, layout=layout_of(chosen, marks_known(model))), words)
+
+
+def check_options(lanes: int | None, threads: int) -> None:
+    """Raises ValueError where an archive cannot say so many lanes or threads."""
+    if not 1 <= threads <= 0xFF:
+        raise ValueError(f"threads is {threads}; it must be from 1 to 255")
+    if lanes is not None and not 1 <= lanes <= 0xFFFF:
+        raise ValueError(f"lanes is {lanes}; it must be from 1 to 65535")
 
 
 def decompress(model: Multiscale, archive: bytes, *, progress: Progress | None = None) -> bytes:
@@ -157,13 +162,13 @@ def decompress(model: Multiscale, archive: bytes, *, progress: Progress | None =
         ArchiveError: it is damaged, foreign, of another model, or of a machine whose numbers differ.
     """
     header, content = unpack(archive)
-    if header.stored:
-        return checked(content, header)
     if (ours := model_digest(model)[:16]) != header.model:
         raise ArchiveError(
             f"this archive was made by model {header.model.hex()}, and this one is {ours.hex()}; "
             "name the folder of the model that made it"
         )
+    if header.stored:
+        return checked(content, header)
     if (kind := device_of(model)) != header.device:
         raise ArchiveError(f"this archive was made on {header.device}, and the model is on {kind}; load it there")
     if header.context != coded_context(model):
@@ -171,26 +176,30 @@ def decompress(model: Multiscale, archive: bytes, *, progress: Progress | None =
             f"this archive asks for a context of {header.context}, which its model has not; it is forged"
         )
     segments = segments_in(header, marks_known(model))
+    try:
+        laid = lanes_of(model, segments, header.lanes)
+    except ValueError as error:
+        raise ArchiveError(f"this archive cannot be opened: {error}") from error
     model.eval()
     queue, family = _coder()
     decoder = queue.RangeDecoder(np.frombuffer(content, "<u4").astype(np.uint32))
+    whole = np.zeros(header.size, np.uint8)  # the system gives memory to what is written alone
     with as_recorded(header):
-        ids, coded = lay_out(model, segments, header.lanes)
-        if probe(model, header, ids.shape[1]) != header.probe:
+        if probe(model, header, laid.length) != header.probe:
             raise ArchiveError(
                 f"the model computes other numbers here ({environment(kind)}) than where this archive was made "
                 f"({header.environment}); open it on a machine and with versions like those"
             )
 
-        def decode(step: int, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        def decode(places: np.ndarray, counts: np.ndarray) -> np.ndarray:
             try:
-                return decoder.decode(family, counts)
+                whole[places] = decoder.decode(family, counts)
             except AssertionError:  # so constriction says that no byte has this code
                 raise other_content(header) from None
+            return whole[places]
 
-        run(model, header, ids, coded, decode, progress)
-    ends = np.cumsum([len(segment.data) for segment in segments])[:-1]
-    parts = np.split(ids[coded].astype(np.uint8), ends)
+        run(model, header, laid, decode, progress)
+    parts = np.split(whole, np.cumsum([len(segment.data) for segment in segments])[:-1])
     try:
         data = b"".join(bare(replace(segment, data=part)) for segment, part in zip(segments, parts, strict=True))
     except ValueError as error:
@@ -206,47 +215,10 @@ def pays(words: bytes, data: bytes) -> bool:
 # -- the lanes -------------------------------------------------------------------------------------------------------
 
 
-def lay_out(model: Multiscale, segments: Sequence[Segment], lanes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Segments as lanes of ids (N, L) and which of them are data (N, L), in order; the rest follows from the layout.
-
-    Each lane is a document of its own: marks and headers stand before its part of the data and cost nothing, since the
-    decoder lays out the same.
-    """
-    starts = np.cumsum([0, *(len(segment.data) for segment in segments)])
-    borders = lane_borders(starts, lanes)
-    marks, rows = marks_known(model), []
-    for begin, end in itertools.pairwise(borders.tolist()):
-        parts = []
-        for i in range(int(starts.searchsorted(begin, "right")) - 1, len(segments)):
-            if starts[i] >= end:
-                break
-            part = segments[i].data[max(0, begin - int(starts[i])) : end - int(starts[i])]
-            parts.append(replace(segments[i], data=part))
-        row = to_ids(Document(segments=tuple(parts)), marks, model.config.span(0))[:-1]
-        rows.append(row[row < model.config.vocab_size])  # a model from elsewhere may know bytes only
-    length = max(map(len, rows))
-    ids = np.zeros((len(rows), length), np.uint16)
-    coded = np.zeros((len(rows), length), bool)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-        coded[i, : len(row)] = row < PAD
-    return ids, coded
-
-
-def lane_borders(starts: np.ndarray, lanes: int) -> np.ndarray:
-    """Where lanes begin and end (N + 1,) in data whose segments begin at `starts` and end at its last.
-
-    Lanes are about equally long; where a segment begins not far from a border, the border goes there, else to a
-    multiple of `GRAIN` in its segment.
-    """
-    total = int(starts[-1])
-    near = total // lanes // 8
-    even = np.arange(lanes + 1) * total // lanes
-    right = starts.searchsorted(even).clip(1)
-    low, high = starts[right - 1], starts[right]
-    nearest = np.where(even - low < high - even, low, high)
-    inside = even - (even - low) % GRAIN if near >= GRAIN else even
-    return np.where(abs(nearest - even) <= near, nearest, inside)
+def lanes_of(model: Multiscale, segments: Sequence[Segment], lanes: int) -> Lanes:
+    """Segments as lanes of a model. Raises ValueError as `archives.lay_out`."""
+    context, span, size = coded_context(model), model.config.span(0), model.config.vocab_size
+    return lay_out(segments, marks_known(model), lanes, context, span, size)
 
 
 def coded_context(model: Multiscale) -> int:
@@ -259,28 +231,33 @@ def coded_context(model: Multiscale) -> int:
 def run(
     model: Multiscale,
     header: Header,
-    ids: np.ndarray,
-    coded: np.ndarray,
-    exchange: Callable[[int, np.ndarray, np.ndarray], np.ndarray],
+    lanes: Lanes,
+    exchange: Callable[[np.ndarray, np.ndarray], np.ndarray],
     progress: Progress | None = None,
 ) -> None:
-    """Goes through lanes of ids (N, L) a step at a time, and puts in them, where they are `coded`, what `exchange`
-    says: (step, rows (n,), counts (n, 256)) -> bytes (n,).
+    """Goes through lanes a step at a time, and puts in them, where there are data, what `exchange` says of their
+    places there: (places (n,), counts (n, 256)) -> bytes (n,).
 
     Encoder and decoder differ in `exchange` alone.
     """
-    device, length = model.starts[0].device, ids.shape[1]
-    state = start(model, len(ids), min(header.context, length), header.compiled)
+    device, length, places = model.starts[0].device, lanes.length, lanes.borders[:-1].copy()
+    state = start(model, len(places), min(header.context, length), header.compiled)
+    at_once = max(1, MAX_PLACES // len(places))
+    ids, coded = lanes.stretch(0, min(at_once, length))
     for step in range(length):
-        rows = np.flatnonzero(coded[:, step])
+        column = step % at_once
+        if column == 0 and step:
+            ids, coded = lanes.stretch(step, min(step + at_once, length))
+        rows = np.flatnonzero(coded[:, column])
         if len(rows):
-            ids[rows, step] = exchange(step, rows, counts_of(state.logits)[rows])
+            ids[rows, column] = exchange(places[rows], counts_of(state.logits)[rows])
+            places[rows] += 1
             if progress is not None:
                 progress(len(rows))
         if step < length - 1:
             if int(state.lengths[0]) >= model.room(state):
                 state = roll(model, state)
-            model.step(torch.from_numpy(ids[:, step].astype(np.int64)).to(device), state)
+            model.step(torch.from_numpy(ids[:, column].astype(np.int64)).to(device), state)
 
 
 def counts_of(logits: Tensor) -> np.ndarray:
@@ -346,9 +323,11 @@ def is_text(data: bytes) -> bool:
 @torch.inference_mode()
 def sampled_nats(model: Multiscale, segment: Segment) -> float:
     """What a byte of a segment costs in nats, as far as the context reaches."""
-    ids, coded = (x[:, : coded_context(model)] for x in lay_out(model, (segment,), 1))
+    lanes = lanes_of(model, (segment,), 1)
+    ids, coded = lanes.stretch(0, min(coded_context(model), lanes.length))
     if not coded.any():  # the context is shorter than a header
         return math.inf
+    ids[coded] = segment.data[: coded.sum()]
     nats = model.nats(torch.from_numpy(ids.astype(np.int64)).to(model.starts[0].device)).cpu().numpy()
     return float(nats[coded].mean())
 
@@ -395,7 +374,7 @@ def model_digest(model: Multiscale) -> bytes:
 def environment(device: str) -> str:
     """Versions of byteloom and torch and the kind of processor, at most 28 characters."""
     kind = torch.cuda.get_device_name().removeprefix("NVIDIA ") if device == "cuda" else get_cpu_capability()
-    return f"{__version__} {torch.__version__} {kind}"[:28]
+    return f"{__version__} {torch.__version__.removesuffix('+cpu')} {kind}"[:28]
 
 
 def device_of(model: Multiscale) -> Literal["cpu", "cuda"]:

@@ -35,6 +35,7 @@ from byteloom.sources import (
 MAX_OPEN_FILES = 128
 LINE_END_WITHIN = 4096
 MEDIA_CUT = 4096
+"""A sound or video that is alone is cut after about so many bytes or a multiple: those of whole samples or frames."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,9 +70,9 @@ class Corpus:
         """Files, folders and manifests as they are, every file or line of a manifest one document.
 
         A folder is searched to its bottom, in the order of the relative paths. Hidden files, links that leave the
-        folder, linked folders and prepared corpora inside it are passed over; files and lines that are empty,
-        unreadable or damaged are listed in `skipped`. Files that a manifest in the folder mentions are read as files of
-        their own as well: name the manifest instead of the folder to have them once.
+        folder, linked folders, prepared corpora and runs of `train` inside it are passed over; files and lines that are
+        empty, unreadable or damaged are listed in `skipped`. Files that a manifest in the folder mentions are read as
+        files of their own as well: name the manifest instead of the folder to have them once.
 
         Args:
             paths: files, manifests (`byteloom.manifests`) and folders.
@@ -242,7 +243,7 @@ def split(corpus: Corpus, fraction: float = 0.05, whole_documents: bool = False)
     Whole documents are taken in the order of the sha256 of their names until the fraction is reached, those that alone
     are more than it last, never one that is more than a quarter of the bytes, never all. Where these do not suffice
     (one large file, or one beside a few small ones), the rest comes from the tail of the large documents: text cut at a
-    line end where one is near, media between segments, or where there is one alone at a multiple of 4096 bytes.
+    line end where one is near, media between segments, or where there is one alone between samples or frames.
 
     Args:
         corpus: what to divide.
@@ -374,7 +375,7 @@ def _name_bytes(name: str) -> bytes:
 def _cut_before(corpus: Corpus, document: int, position: int) -> int:
     """Where a document may be cut, in ids of its payload: near `position`, at most 4 KiB before it in text.
 
-    Media are cut at the border of a segment, one that is alone at a multiple of 4096.
+    Media are cut at the border of a segment, one that is alone between samples or frames.
     """
     first, stop = int(corpus.document_starts[document]), int(corpus.document_starts[document + 1])
     ends = np.cumsum(corpus.segment_lengths[first:stop])
@@ -383,8 +384,19 @@ def _cut_before(corpus: Corpus, document: int, position: int) -> int:
     begin = end - int(corpus.segment_lengths[segment])
     if corpus.segment_headers[segment, 0]:
         if stop - first == 1:
-            return position // MEDIA_CUT * MEDIA_CUT
+            unit = _unit(corpus, segment)
+            step = unit * max(1, MEDIA_CUT // unit)
+            return position // step * step or end
         return begin or end
     low = max(0, position - begin - LINE_END_WITHIN)
     line_ends = np.flatnonzero(corpus.payload(segment, low, position - begin) == ord("\n"))
     return begin + low + int(line_ends[-1]) + 1 if len(line_ends) else position
+
+
+def _unit(corpus: Corpus, segment: int) -> int:
+    """Bytes of a segment that belong together: a sample of every channel, a frame; 1 of what has none."""
+    try:
+        codec = codecs.by_modality(corpus.modalities[int(corpus.segment_marks[segment])])
+        return codec.unit_size(corpus.header(segment)) if hasattr(codec, "unit_size") else 1
+    except ValueError:  # no codec has this modality, or no file such a header
+        return 1

@@ -4,12 +4,13 @@ In: nothing. Out: a run folder with report.html and report.json. Cost: about fou
 """
 
 import json
+import re
 import shutil
 import sys
 import sysconfig
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -18,10 +19,11 @@ from byteloom import recipes
 from byteloom.corpus import Corpus, split
 from byteloom.documents import DataError
 from byteloom.evaluation import baselines, evaluate, nats_of_each
+from byteloom.files import held, write_atomically, write_json
 from byteloom.generation import prompt_ids, stream
 from byteloom.losses import VOCABULARY
 from byteloom.models.multiscale import Multiscale
-from byteloom.models.store import CheckpointError, load, write_atomically
+from byteloom.models.store import CheckpointError, load
 from byteloom.names import Names
 from byteloom.report import page
 from byteloom.sampling import SamplingConfig
@@ -30,24 +32,43 @@ from byteloom.train.loop import train
 PROMPT = 'def read_lines(path, encoding="utf-8"):\n    """'
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "turtledemo", "pydoc_data", "__pycache__"}
 """Folders that are not the library's own source; pydoc_data is one file of 700 KB of English."""
+WRITTEN = re.compile(
+    r"config\.json|model\.safetensors|metrics\.jsonl|checkpoints|best|report\.html|report\.json"
+    r"|\.best\.partial|\.best\.old|\.metrics\.jsonl\.partial|\.byteloom\.[0-9a-f]{16}\.partial"
+)
+"""What a demo leaves in its folder, and if it is killed."""
 
 
-def demo(out: Path, seconds: float = 180.0, seed: int = 0, held_out_bytes: int | None = None) -> dict[str, Any]:
+def demo(
+    out: Path,
+    seconds: float = 180.0,
+    seed: int = 0,
+    held_out_bytes: int | None = None,
+    shown: TextIO | None = None,
+) -> dict[str, Any]:
     """Trains, evaluates, writes and reports; returns what report.json holds.
 
-    `held_out_bytes` measures on the first so many bytes of the unseen files alone.
+    Args:
+        out: the folder to make; an earlier demo in it is replaced.
+        seconds: how long to train.
+        seed: of weights, order of data, and sampling.
+        held_out_bytes: measure on the first so many bytes of the unseen files alone.
+        shown: where the function is written while it is continued; stdout where it is None.
 
     Raises:
         DataError: the interpreter has no source files.
-        CheckpointError: `out` holds something other than an earlier demo.
+        CheckpointError: `out` holds something other than a demo, or another process works there.
         RuntimeError: the model restored from disk gives other logits than the trained one.
     """
-    clear(out)
+    about = {"python": sys.version.split()[0], "prompt": PROMPT}
     corpus = standard_library()
+    clear(out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "report.json", about)  # first, so that a demo that is cut off is known as one
     train_corpus, held_out = split(corpus)
     held_out = held_out if held_out_bytes is None else held_out.head(held_out_bytes)
     note(
-        f"byteloom learns Python from the source of Python {sys.version.split()[0]}: {len(corpus)} files, "
+        f"byteloom learns Python from the source of Python {about['python']}: {len(corpus)} files, "
         f"{corpus.num_bytes / 1e6:.1f} MB.\nIt sees {len(train_corpus)} files for {seconds:.0f} seconds, byte by byte, "
         f"without a tokenizer; {len(held_out)} files it never sees.\n"
     )
@@ -66,20 +87,21 @@ def demo(out: Path, seconds: float = 180.0, seed: int = 0, held_out_bytes: int |
     restored = load(out)
     same = check_same_logits(trained.model, restored, held_out)
     continuation = bytearray()
-    sys.stdout.write(PROMPT)
+    place = (shown or sys.stdout).buffer
+    place.write(PROMPT.encode())
     for step in stream(
         restored, [PROMPT], max_bytes=500, sampling=SamplingConfig(temperature=0.7), seed=seed, valid_utf8=True
     ):
         for _, value in step:
             continuation.append(value)
-            sys.stdout.buffer.write(bytes([value]))
-            sys.stdout.flush()
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+            place.write(bytes([value]))
+            place.flush()
+    place.write(b"\n")
+    place.flush()
 
     evaluation = found.to_json()
     numbers = {
-        "python": sys.version.split()[0],
+        **about,
         "trained_on_bytes": train_corpus.num_bytes,
         "held_out_bytes": held_out.num_bytes,
         "parameters": sum(p.numel() for p in trained.model.parameters()),
@@ -87,10 +109,9 @@ def demo(out: Path, seconds: float = 180.0, seed: int = 0, held_out_bytes: int |
         "evaluation": evaluation,
         "baselines": others,
         "largest_difference_after_reload": same,
-        "prompt": PROMPT,
         "continuation": continuation.decode("utf-8", "replace"),
     }
-    write_atomically(out / "report.json", (json.dumps(numbers, indent=1) + "\n").encode())
+    write_json(out / "report.json", numbers)
     html = page(
         title="What byteloom learned in a few minutes",
         lead=f"A two-stage model of {numbers['parameters'] / 1e6:.1f}M parameters read "
@@ -158,17 +179,32 @@ def surprise(model: Multiscale, data: bytes) -> list[float]:
 
 
 def clear(out: Path) -> None:
-    """Removes an earlier demo. Raises CheckpointError where the folder holds anything else."""
-    if out.exists() and any(out.iterdir()):
-        known = {
-            "config.json",
-            "model.safetensors",
-            "metrics.jsonl",
-            "checkpoints",
-            "best",
-            "report.html",
-            "report.json",
-        }
-        if {path.name for path in out.iterdir() if not path.name.startswith(".")} - known:
-            raise CheckpointError(f"{out}: holds other files; name another folder with --out")
-        shutil.rmtree(out)
+    """Removes an earlier demo, file by file. Raises CheckpointError where the folder is in use, or holds anything else.
+
+    A demo has its prompt in report.json, and learned from data that no path names, as no run of `train` does.
+    """
+    entries = list(out.iterdir()) if out.exists() else []
+    if not entries:
+        return
+    for path in entries:
+        if not WRITTEN.fullmatch(path.name):
+            raise CheckpointError(f"{out}: holds other files, such as {path.name}; name another folder with --out")
+    data = fields(fields(fields(out / "config.json").get("run")).get("data"))
+    if fields(out / "report.json").get("prompt") != PROMPT or data.get("names"):
+        raise CheckpointError(f"{out}: holds a run that is no demo; name another folder with --out")
+    with held(out, CheckpointError(f"{out}: another process works there; wait for it, or name another with --out")):
+        for path in sorted(entries, key=lambda path: path.name == "report.json"):  # last: it says whose the rest is
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def fields(found: object) -> dict[str, Any]:
+    """An object, or that in a JSON file; an empty one for anything else."""
+    if isinstance(found, Path):
+        try:
+            found = json.loads(found.read_text("utf-8"))
+        except (OSError, ValueError):
+            found = None
+    return found if isinstance(found, dict) else {}

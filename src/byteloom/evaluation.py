@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -162,17 +162,21 @@ def evaluate(
         max_bytes: measure on the first so many bytes alone.
         autocast: bf16 instead of fp32.
         dynamic: the model keeps learning at this rate from what has been scored, batch after batch, see `learning`.
-        noise: replace this share of the bytes by others and count those that are left: what a model makes of a past
-            that is damaged.
+        noise: put bytes drawn as often as the data have them in this share of the places, and count the other places:
+            what a model makes of a past that is damaged.
         seed: of the noise.
         share: of several processes that measure together, the number of this one and how many there are.
         total: sums an array over these processes.
 
     Raises:
-        ValueError: the context is longer than learned positions allow, `plan` refuses, a fused model's patches would
-            be halved, a model that learns would learn what it has yet to score, or noise finds no bytes.
+        ValueError: a number is below 1, the context is longer than learned positions allow, `plan` refuses, a fused
+            model's patches would be halved, a model that learns would learn what it has yet to score, or noise finds no
+            bytes.
         DataError: the data cannot be read, or hold a modality that the model does not know.
     """
+    for name, value in (("context", context), ("batch_size", batch_size), ("max_bytes", max_bytes)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
     corpus = data.corpus if isinstance(data, PackedStream) else to_corpus(data)
     if max_bytes is not None:
         corpus = first_bytes(corpus, max_bytes, model.config)
@@ -413,32 +417,24 @@ def first_bytes(corpus: Corpus, num_bytes: int, config: ModelConfig) -> Corpus:
     return concatenate([corpus.subset(np.arange(last)), Corpus.from_documents([Document(segments=cut)], marks)])
 
 
-class Compressor(Protocol):
-    """What the four compressors have in common."""
-
-    def compress(self, data: bytes, /) -> bytes: ...
-
-    def flush(self) -> bytes: ...
-
-
 def baselines(data: Corpus | bytes, max_bytes: int | None = None) -> dict[str, dict[str, float]]:
     """The same bytes, end to end, under gzip -9, bzip2 -9, xz -9e and zstd -19: `bytes` and `bits_per_byte` of each.
 
-    Ids above 255 count as two bytes. Cost: some 700 MiB of memory for xz, whatever the size of the data.
+    Bits are per id, as those of models are: tokens are compressed as the 2 or 4 bytes of each. Cost: some 700 MiB of
+    memory for xz, whatever the size of the data.
     """
     corpus = to_corpus(data)
     corpus = corpus if max_bytes is None else corpus.head(max_bytes)
-    compressors: dict[str, Compressor] = {
+    compressors: dict[str, Any] = {
         "gzip": zlib.compressobj(9, zlib.DEFLATED, 31),
         "bzip2": bz2.BZ2Compressor(9),
         "xz": lzma.LZMACompressor(preset=9 | lzma.PRESET_EXTREME),
         "zstd": zstandard.ZstdCompressor(level=19).compressobj(),
     }
-    sizes, total = dict.fromkeys(compressors, 0), 0
+    sizes, total = dict.fromkeys(compressors, 0), corpus.num_bytes
     for segment in range(len(corpus.segment_lengths)):
         for start in range(0, int(corpus.segment_lengths[segment]), READ_AT_ONCE):
             chunk = corpus.payload(segment, start, start + READ_AT_ONCE).tobytes()
-            total += len(chunk)
             for name, compressor in compressors.items():
                 sizes[name] += len(compressor.compress(chunk))
     for name, compressor in compressors.items():

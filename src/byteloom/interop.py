@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from byteloom.files import write_json
 from byteloom.losses import VOCABULARY
 from byteloom.models.config import ModelConfig, StageConfig
 from byteloom.models.multiscale import Multiscale
-from byteloom.models.store import CheckpointError, load_weights, read_json, read_tensors, write_json, write_tensors
+from byteloom.models.store import CheckpointError, listed_files, load_weights, read_json, read_tensors, write_tensors
 
 MEGABYTE_OPTIONS: dict[str, Any] = {
     "dim_head": 64,
@@ -49,6 +50,12 @@ def megabyte_pytorch_config(options: Mapping[str, Any]) -> ModelConfig:
         if name not in options:
             raise ValueError(f"{name} is missing; give what the model was built with: {', '.join(required)}, ...")
     given = {**MEGABYTE_OPTIONS, **options}
+    for name in ("num_tokens", "dim_head", "heads", "ff_mult"):
+        if type(given[name]) is not int or given[name] < 1:
+            raise ValueError(f"{name} is {given[name]!r:.40}; it must be a whole number above 0")
+    for name in ("rel_pos", "pos_emb"):
+        if given[name] not in (False, True):
+            raise ValueError(f"{name} is {given[name]!r:.40}; it must be true or false")
     depth, lengths = _whole_numbers(given["depth"], "depth"), _whole_numbers(given["max_seq_len"], "max_seq_len")
     wanted = [given["dim"]] * len(depth) if isinstance(given["dim"], int) else given["dim"]
     dims = _whole_numbers(wanted, "dim")
@@ -205,9 +212,8 @@ def import_llama(folder: str | PathLike[str]) -> Multiscale:
         raise CheckpointError(f"{folder}/config.json: has activation {config['hidden_act']!r}; a stage has silu")
     weights: dict[str, Tensor] = {}
     index = folder / "model.safetensors.index.json"
-    shards = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else ["model.safetensors"]
-    for shard in shards:
-        weights |= read_tensors(folder / Path(shard).name)
+    for name in listed_files(index) if index.exists() else ["model.safetensors"]:
+        weights |= read_tensors(folder / name)
     try:
         dim = config["hidden_size"]
         stage = StageConfig(
@@ -267,18 +273,27 @@ def export_llama(model: Multiscale, folder: str | PathLike[str]) -> None:
         "it has a window": stage.window is not None,
         "it has residual_scalars": stage.residual_scalars,
         "it has conv_kernels": bool(stage.conv_kernels),
+        "it has offsets": bool(stage.offsets),
+        "it has ngrams": bool(stage.ngrams),
+        "it has matches": bool(config.matches),
         "it has patch_norm or a projection": config.projection(0),
+        f'embedder.kind is "{config.embedder.kind}" and not "plain"': config.embedder.kind != "plain",
+        f'heads is "{config.heads}" and not "shared"': config.heads != "shared",
+        "it guesses bytes (predictor)": bool(config.predictors),
+        "it has continuous inputs": bool(config.inputs),
         "it has a head_bias": config.head_bias,
         "it has a logit_cap": config.logit_cap is not None,
     }
     refused = [reason for reason, holds in reasons.items() if holds]
+    weights, names = model.state_dict(), _llama_names(config)
+    if not refused:  # what no reason names is never left out without a word
+        refused = [f"it has {name}" for name in sorted(weights.keys() - names.keys() - {"starts.0"})]
     if refused:
         raise ValueError(f"Llama cannot do what this model does: {', '.join(refused)}")
-    weights = model.state_dict()
     start, table = weights["starts.0"], weights["embedders.0.table.weight"].clone()
     rows = (table == start).all(-1).nonzero().flatten().tolist()
     tied, bos = config.tied_head, rows[0] if rows else VOCABULARY.pad_id
-    exported = {theirs: weights[ours] for ours, theirs in _llama_names(config).items()}
+    exported = {theirs: weights[ours] for ours, theirs in names.items()}
     if not rows:
         if bos >= config.vocab_size:
             raise ValueError(f"the vocabulary of {config.vocab_size} ids has no room for a start vector")

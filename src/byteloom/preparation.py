@@ -12,7 +12,6 @@ Cost: the files of the tasks in work, twice as many tasks as processes; one docu
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import glob
 import hashlib
@@ -35,6 +34,7 @@ from byteloom import codecs
 from byteloom.codecs import DEFAULT_MEDIA, MediaConfig
 from byteloom.corpus import Corpus, known_marks, no_bytes
 from byteloom.documents import DataError, Document, Segment
+from byteloom.files import held, write_json
 from byteloom.manifests import Part
 from byteloom.shards import (
     VERSION,
@@ -46,7 +46,6 @@ from byteloom.shards import (
     open_prepared,
     publish,
     read_manifest,
-    write_json,
     write_shards,
 )
 from byteloom.sources import AnyPath, each_entry, map_payload, path_list, sources_of
@@ -348,9 +347,10 @@ def _work_folder(out: Path, resume: bool, overwrite: bool) -> Iterator[Path]:
     if left and not (resume or overwrite):
         raise DataError(f"{out}: is unfinished; ask to resume it, or to overwrite it")
     partial = None
+    taken = DataError(f"{out}: is being prepared by another process; wait until it has ended")
     with contextlib.ExitStack() as locks:
         for path in left:
-            locks.enter_context(_locked(path, out))
+            locks.enter_context(held(path, taken))
             if partial is not None or not resume:
                 shutil.rmtree(path)
             else:
@@ -358,7 +358,7 @@ def _work_folder(out: Path, resume: bool, overwrite: bool) -> Iterator[Path]:
                 (partial / "data").mkdir(exist_ok=True)
         if partial is None:
             partial = make_partial(out, SUFFIX)
-            locks.enter_context(_locked(partial, out))
+            locks.enter_context(held(partial, taken))
         try:
             yield partial
         except BaseException as error:
@@ -375,16 +375,3 @@ def _is_ours(path: Path) -> bool:
     """Whether this user made a folder; a link is none."""
     status = path.lstat()
     return path.is_dir() and not path.is_symlink() and status.st_uid == os.getuid()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, out: Path) -> Iterator[None]:
-    """Holds a folder until the end, or that of the process. Raises DataError where another one holds it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise DataError(f"{out}: is being prepared by another process; wait until it has ended") from error
-    finally:
-        os.close(descriptor)

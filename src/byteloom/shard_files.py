@@ -16,6 +16,7 @@ import numpy as np
 
 from byteloom.corpus import Corpus, header_rows
 from byteloom.documents import MAX_HEADER_BYTES, DataError, Document, check_payload
+from byteloom.files import sync
 from byteloom.names import ENCODING, Names, NamesInFile
 from byteloom.sources import CHECKED_BYTES, PayloadFile
 
@@ -228,12 +229,3 @@ def _block_checks(path: Path) -> np.ndarray:
     """The CRC-32 of every `CHECKED_BYTES` of a file (N,) uint32."""
     with open(path, "rb") as file:
         return np.array([zlib.crc32(block) for block in iter(lambda: file.read(CHECKED_BYTES), b"")], np.uint32)
-
-
-def sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

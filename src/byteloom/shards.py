@@ -37,8 +37,9 @@ import numpy as np
 from byteloom.codecs import DEFAULT_MEDIA, MediaConfig
 from byteloom.corpus import Corpus, concatenate, known_marks
 from byteloom.documents import DataError, Document
+from byteloom.files import sync, write_json
 from byteloom.remote import exists, fetch_folder
-from byteloom.shard_files import ShardWriter, check_files, count, damaged, open_shard, sync
+from byteloom.shard_files import ShardWriter, check_files, count, damaged, open_shard
 from byteloom.sources import AnyPath, located, path_list
 
 FORMAT = "byteloom-corpus"
@@ -239,14 +240,6 @@ def publish(
     sync(out.parent)
     shutil.rmtree(partial)
     return manifest
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes a file of JSON whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(values, indent=1) + "\n", "ascii")
-    sync(partial)
-    partial.replace(path)
 
 
 def checksum(manifest: Mapping[str, Any]) -> str:

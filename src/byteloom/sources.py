@@ -22,6 +22,8 @@ from byteloom.remote import RemoteFile, each_remote_file, fetched, is_address
 AnyPath = str | PathLike[str]
 CHECKED_BYTES = 64 << 10
 """Bytes of a prepared file for each of its checksums."""
+CONFIG_BYTES = 64 << 10
+"""Of a model's config.json, whose first fields say that it is of byteloom."""
 KEPT_BYTES = 1 << 20
 """A remote file up to this size is kept in memory; a larger one in a file that has no name any more."""
 
@@ -176,11 +178,24 @@ def _each_below(root: Path, prefix: str, skipped: list[tuple[str, str]]) -> Iter
         names = [found for found, _ in inside]
         if name and b"manifest.json" in names and any(found.endswith(b".lengths.npy") for found in names):
             continue  # prepared data are no raw files
+        if name and b"config.json" in names and _is_run(path, names):
+            continue  # nor are runs and models, such as one that learns from the folder that it lies in
         before = place.lstrip(b"/")
         inside = [(found, is_folder) for found, is_folder in inside if not found.startswith(b".")]
         waiting += sorted(
             (before + found + b"/" * is_folder for found, is_folder in inside if is_folder is not None), reverse=True
         )
+
+
+def _is_run(path: str, names: Sequence[bytes]) -> bool:
+    """Whether a folder with a config.json, in which these names are, holds a model of byteloom or its checkpoints."""
+    if not any(name == b"checkpoints" or name.endswith(b".safetensors") for name in names):
+        return False
+    try:
+        with open(os.path.join(path, "config.json"), "rb") as file:
+            return b'"byteloom"' in file.read(CONFIG_BYTES)
+    except OSError:
+        return False
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool | None:

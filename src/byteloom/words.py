@@ -4,6 +4,7 @@ In: an evaluation, and the data that it is of. Out: bits and perplexity of a wor
 """
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 
@@ -25,8 +26,7 @@ def per_word(found: Evaluation, corpus: Corpus) -> dict[str, float | None]:
     Raises:
         DataError: there is no text.
     """
-    if text.MODALITY not in found.by_modality:
-        raise DataError(f"words are counted in text, and the data hold {', '.join(found.by_modality) or 'none'}")
+    check_text(found.by_modality)
     words, nats = count_words(corpus), found.by_modality[text.MODALITY]["nats"]
     each = nats / words if words else math.inf
     return {
@@ -34,6 +34,12 @@ def per_word(found: Evaluation, corpus: Corpus) -> dict[str, float | None]:
         "bits_per_word": each / math.log(2) if words else None,
         "perplexity_per_word": math.exp(each) if each < 700 else None,
     }
+
+
+def check_text(modalities: Collection[str]) -> None:
+    """Raises DataError where text is not among the modalities of the data."""
+    if text.MODALITY not in modalities:
+        raise DataError(f"words are counted in text, and the data hold {', '.join(modalities) or 'none'}")
 
 
 def count_words(corpus: Corpus) -> int:

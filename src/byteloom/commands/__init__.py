@@ -8,6 +8,7 @@ import functools
 import importlib
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
+
+from byteloom.documents import DataError
+from byteloom.files import write_atomically
 
 T = TypeVar("T")
 
@@ -66,12 +70,49 @@ def one_line(text: str) -> str:
     return " ".join(" ".join(lines).split())
 
 
+def check_output(path: Path | str | None, *inputs: Path, overwrite: bool = True) -> None:
+    """Refuses a file that could not be written after the work, before it. None and "-", which is stdout, may be.
+
+    `inputs` are what the command reads. Raises UsageError; DataError where there is a file and `overwrite` is False.
+    """
+    if path is None or str(path) == "-":
+        return
+    path = Path(path)
+    if path.is_dir():
+        raise UsageError(f"{path}: is a folder; name a file")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: there is no folder {path.parent}; make it, or name a file elsewhere")
+    if any(path.exists() and place.exists() and path.samefile(place) for place in inputs):
+        raise UsageError(f"{path}: is what this command reads; name another file")
+    if path.is_file() and not overwrite:
+        raise DataError(f"{path}: is there already; name another file, or add --overwrite")
+    place = path if path.exists() and not path.is_file() else path.parent
+    if not os.access(place, os.W_OK):
+        raise UsageError(f"{path}: {place} may not be written; name a file elsewhere")
+
+
+def write_output(path: Path | str, content: bytes) -> None:
+    """Writes a file, whole or not at all, or all of it to stdout where the path is "-". Raises OSError.
+
+    That a reader of stdout stops early is an error here, for what it has is cut off. The error has a name, by which
+    `cli` tells it from that of text of which the reader has seen enough.
+    """
+    if str(path) != "-":
+        write_atomically(Path(path), content)
+        return
+    try:
+        with open(sys.stdout.fileno(), "wb", closefd=False) as file:  # sys.stdout may be unbuffered: it cuts in silence
+            file.write(content)
+    except BrokenPipeError as error:
+        raise BrokenPipeError(error.errno, "the reader stopped before all was written", "stdout") from error
+
+
 def write_report(values: Mapping[str, Any], target: str | None) -> None:
     """Writes numbers as JSON to a file, or to stdout where `target` is "-"."""
     if target == "-":
         print(json.dumps(values, indent=1))
     elif target is not None:
-        Path(target).write_text(json.dumps(values, indent=1) + "\n", "utf-8")
+        write_output(target, (json.dumps(values, indent=1) + "\n").encode())
 
 
 def note(line: str) -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from byteloom import recipes
 from byteloom.benchmark import Measured, generation_speed, profile_training, training_speed
-from byteloom.commands import UsageError, call, note, write_report
+from byteloom.commands import UsageError, call, check_output, note, write_report
 from byteloom.models.multiscale import Multiscale
 from byteloom.models.store import load, pick_device, read_model_config
 from byteloom.quantization import Weights, quantize
@@ -55,11 +55,12 @@ def run(
         device: Where to run: "cpu", "cuda", or "auto" for CUDA where there is one.
         json: Write all numbers as JSON to this file, or to stdout with "-".
     """
-    if rounds < 1 or rows < 1:
-        raise UsageError("--rounds and --rows must be at least 1")
+    counts = {"rounds": rounds, "rows": rows, "context": context, "batch-size": batch_size, "threads": threads}
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} is {value}; it must be at least 1")
+    check_output(json)
     if threads is not None:
-        if threads < 1:
-            raise UsageError("--threads must be at least 1")
         torch.set_num_threads(threads)
     recipe = recipe_of(model, batch_size, context)
     place = pick_device(device)

@@ -9,17 +9,19 @@ from typing import Annotated, Any, cast
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from byteloom.codecs import MediaConfig, media_from_dict
-from byteloom.commands import UsageError, note, parse, write_report
+from byteloom.commands import UsageError, check_output, note, parse, write_output, write_report
+from byteloom.commands.evaluate import check_learning, check_numbers, measured
 from byteloom.comparison import Comparison, Measured, columns, compare, valid_utf8
 from byteloom.corpus import Corpus
 from byteloom.dynamic import DYNAMIC_RATE
-from byteloom.evaluation import Method, evaluate, first_bytes
+from byteloom.evaluation import Method, first_bytes
 from byteloom.generation import generate
 from byteloom.models.multiscale import Multiscale
-from byteloom.models.store import load, read_run, write_atomically
+from byteloom.models.store import load, read_run
 from byteloom.quantization import Weights, quantize
 from byteloom.shards import open_data
 
@@ -80,32 +82,34 @@ def main(argv: list[str]) -> None:
         raise UsageError(
             f"--samples is {options.samples} and --sample-bytes {options.sample_bytes}; give 0 and 1, at least"
         )
-    if options.dynamic and options.weights != "fp32":
-        raise UsageError(f"--dynamic changes weights, and {options.weights} ones do not learn; take --weights fp32")
+    check_numbers(options.context, options.batch_size, options.max_bytes)
+    check_learning(options.dynamic, options.weights)
+    for path in (options.out, options.json):
+        check_output(path, *options.data)
     if options.out is not None:  # what is missing for the page is said before the work and not after it
         importlib.import_module("byteloom.comparison_page")
 
     read: dict[MediaConfig, Corpus] = {}
-    measured: dict[str, Measured] = {}
+    models: dict[str, Measured] = {}
     for name, path in zip(short_names(options.models), options.models, strict=True):
         run = read_run(path)
         media = parse(Options, argv, "compare", replace(options, media=media_from_dict(run.get("media") or {}))).media
         if media not in read:
             read[media] = open_data(list(options.data), options.modality, media)
-        measured[name] = measure(path, run, read[media], options)
-        note(f"{path}: {measured[name].found.bits_per_byte:.4f} bits per byte")
-    comparison = compare(measured, options.others)
+        models[name] = measure(path, run, read[media], options)
+        note(f"{path}: {models[name].found.bits_per_byte:.4f} bits per byte")
+    comparison = compare(models, options.others)
     skipped = next(iter(read.values())).skipped
     report = comparison.to_json() | {"skipped": [{"file": name, "reason": reason} for name, reason in skipped]}
-    write_report(report, options.json)
     if options.json != "-":
         show(comparison)
         for name, reason in skipped:
             Console(highlight=False).print(f"skipped {name}: {reason}", markup=False)
+    write_report(report, options.json)
     if options.out is not None:
         from byteloom.comparison_page import page
 
-        write_atomically(options.out, page(comparison, "Comparison").encode())
+        write_output(options.out, page(comparison, "Comparison").encode())
         note(f"shown in {options.out}")
 
 
@@ -123,17 +127,15 @@ def measure(path: Path, run: dict[str, Any], corpus: Corpus, options: Options) -
     if options.max_bytes is not None:
         corpus = first_bytes(corpus, options.max_bytes, model.config)
     began = time.perf_counter()
-    try:
-        found = evaluate(
-            model,
-            corpus,
-            method=options.method,
-            context=options.context,
-            batch_size=options.batch_size,
-            dynamic=options.dynamic_rate if options.dynamic else None,
-        )
-    except ValueError as error:
-        raise UsageError(f"{path}: {error}") from error
+    found = measured(
+        path,
+        model,
+        corpus,
+        method=options.method,
+        context=options.context,
+        batch_size=options.batch_size,
+        dynamic=options.dynamic_rate if options.dynamic else None,
+    )
     details: dict[str, Any] = {"parameters": parameters, "seconds": time.perf_counter() - began}
     if options.samples and writes_text(model, run):
         texts = generate(model, [""] * options.samples, max_bytes=options.sample_bytes, seed=options.seed)
@@ -152,11 +154,11 @@ def show(comparison: Comparison) -> None:
     """Prints the numbers as a table."""
     heads, rows = columns(comparison)
     size, files = int(comparison.bytes.sum()), len(comparison.files)
-    table = Table(*heads, title=f"{files:,} file{'s' * (files != 1)}, {size:,} bytes")
+    table = Table(*map(escape, heads), title=f"{files:,} file{'s' * (files != 1)}, {size:,} bytes")
     for column in table.columns[1:]:
         column.justify = "right"
     for entry, row in zip(comparison.entries, rows, strict=True):
-        table.add_row(*row, style="bold" if entry.kind == "model" else "")
+        table.add_row(*map(escape, row), style="bold" if entry.kind == "model" else "")
     console = Console(highlight=False)
     console.print(table)
     if comparison.error(comparison.entries[0]) is not None:

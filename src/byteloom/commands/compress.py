@@ -10,17 +10,20 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
 from byteloom.archives import Precision, segments_of, unpack
 from byteloom.codecs import media_from_dict
-from byteloom.commands import UsageError, parse, write_report
-from byteloom.compression import compress
+from byteloom.commands import UsageError, check_output, parse, write_output, write_report
+from byteloom.compression import check_options, compress
 from byteloom.documents import DataError
 from byteloom.evaluation import baselines
-from byteloom.models.store import load, read_run, write_atomically
+from byteloom.models.store import load, read_run
 from byteloom.train.acceleration import can_compile
+
+NO_COMPILER = "--compile needs g++ and Python's headers, and torch.compile does not work here"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,28 +66,30 @@ def main(argv: list[str]) -> None:
         raise UsageError("stdin has no name; say where the archive goes, as in: -o FILE.bloom")
     if str(out) == options.json == "-":
         raise UsageError("the archive and --json cannot both go to stdout; give one of them a file")
+    try:
+        check_options(options.lanes, options.threads)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     data = read_input(options.file)
-    check_free(out, options.overwrite)
+    check_output(out, options.file, overwrite=options.overwrite)
+    check_output(options.json, options.file, out)
     model = load(options.model, options.device)
     if options.compile and not can_compile(model.starts[0].device):
-        raise UsageError("--compile needs g++ and Python's headers, and torch.compile does not work here; leave it out")
+        raise UsageError(f"{NO_COMPILER}; leave it out")
     media = media_from_dict(read_run(options.model).get("media") or {})
     segments = segments_of(options.file, data, media) if str(options.file) != "-" else ()
     began = time.perf_counter()
     with shown("compressing", len(data)) as progress:
-        try:
-            archive = compress(
-                model,
-                data,
-                segments=segments,
-                lanes=options.lanes,
-                precision=options.precision,
-                compiled=options.compile,
-                threads=options.threads,
-                progress=progress,
-            )
-        except ValueError as error:
-            raise UsageError(str(error)) from error
+        archive = compress(
+            model,
+            data,
+            segments=segments,
+            lanes=options.lanes,
+            precision=options.precision,
+            compiled=options.compile,
+            threads=options.threads,
+            progress=progress,
+        )
     seconds = time.perf_counter() - began
     write_output(out, archive)
     header, content = unpack(archive)
@@ -101,15 +106,16 @@ def main(argv: list[str]) -> None:
         "stored": header.stored,
         "baselines": baselines(data) if options.baseline and data else {},
     }
-    write_report(report, options.json)
     if options.json != "-" and str(out) != "-":
-        table = Table("", "bytes", "bits per byte", title=f"{options.file}: {len(data):,} bytes, {seconds:.1f} s")
+        title = f"{escape(str(options.file))}: {len(data):,} bytes, {seconds:.1f} s"
+        table = Table("", "bytes", "bits per byte", title=title)
         table.columns[1].justify = table.columns[2].justify = "right"
         ours = f"{report['bits_per_byte']:.4f}" if data else ""
-        table.add_row(f"[bold]{out}", f"[bold]{len(archive):,}", f"[bold]{ours}")
+        table.add_row(f"[bold]{escape(str(out))}", f"[bold]{len(archive):,}", f"[bold]{ours}")
         for name, entry in report["baselines"].items():
             table.add_row(name, f"{entry['bytes']:,}", f"{entry['bits_per_byte']:.4f}")
         Console(highlight=False).print(table)
+    write_report(report, options.json)
 
 
 def read_input(path: Path) -> bytes:
@@ -119,22 +125,6 @@ def read_input(path: Path) -> bytes:
     if path.is_dir():
         raise DataError(f"{path}: is a folder; give a file, such as an archive that tar made of it")
     return path.read_bytes()
-
-
-def check_free(path: Path, overwrite: bool) -> None:
-    """Raises DataError where something is there that may not be replaced."""
-    if str(path) != "-" and path.exists() and (path.is_dir() or not overwrite):
-        cure = "name a file" if path.is_dir() else "name another file, or add --overwrite"
-        raise DataError(f"{path}: is there already; {cure}")
-
-
-def write_output(path: Path, content: bytes) -> None:
-    """Writes a file, whole or not at all, or to stdout where the path is "-". Raises OSError."""
-    if str(path) == "-":
-        sys.stdout.buffer.write(content)
-        sys.stdout.buffer.flush()
-    else:
-        write_atomically(path, content)
 
 
 @contextlib.contextmanager

@@ -8,10 +8,11 @@ from typing import Annotated
 import tyro
 
 from byteloom.archives import ArchiveError, unpack
-from byteloom.commands import UsageError, parse, write_report
-from byteloom.commands.compress import check_free, read_input, shown, write_output
+from byteloom.commands import UsageError, check_output, parse, write_output, write_report
+from byteloom.commands.compress import NO_COMPILER, read_input, shown
 from byteloom.compression import decompress
 from byteloom.models.store import load
+from byteloom.train.acceleration import can_compile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +43,15 @@ def main(argv: list[str]) -> None:
     out = options.out or options.file.with_suffix("")
     if str(out) == options.json == "-":
         raise UsageError("the file and --json cannot both go to stdout; give one of them a file")
-    check_free(out, options.overwrite)
+    check_output(out, options.file, overwrite=options.overwrite)
+    check_output(options.json, options.file, out)
     archive = read_input(options.file)
     began = time.perf_counter()
     try:
         header, _ = unpack(archive)
-        model = load(options.model, header.device)
+        model = load(options.model, "cpu" if header.stored else header.device)
+        if header.compiled and not header.stored and not can_compile(model.starts[0].device):
+            raise ArchiveError(f"it was made with --compile: {NO_COMPILER}; open it where it does")
         with shown("decompressing", header.size) as progress:
             data = decompress(model, archive, progress=progress)
     except ArchiveError as error:
@@ -62,6 +66,6 @@ def main(argv: list[str]) -> None:
         "bytes": len(data),
         "seconds": seconds,
     }
-    write_report(report, options.json)
     if options.json != "-" and str(out) != "-":
         print(f"{out}: {len(data):,} bytes from {len(archive):,}, {seconds:.1f} s")
+    write_report(report, options.json)

@@ -1,8 +1,9 @@
 """See it all in about four minutes: train, measure, generate, report; no download."""
 
+import sys
 from pathlib import Path
 
-from byteloom.commands import call, write_report
+from byteloom.commands import call, check_output, write_report
 from byteloom.demo import demo
 
 
@@ -23,4 +24,6 @@ def run(out: Path = Path("runs/demo"), seconds: float = 180.0, seed: int = 0, js
         seed: Of weights, order of data, and sampling.
         json: Also write the report's numbers as JSON to this file, or to stdout with "-".
     """
-    write_report(demo(out, seconds, seed), json)
+    if json is None or Path(json).parent != out:  # that folder is made first
+        check_output(json)
+    write_report(demo(out, seconds, seed, shown=sys.stderr if json == "-" else sys.stdout), json)

@@ -1,6 +1,6 @@
 """Measure a model in bits per byte over files, beside gzip, bzip2, xz and zstd."""
 
-import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,23 +8,20 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from byteloom.codecs import MediaConfig, media_from_dict
-from byteloom.commands import UsageError, note, parse, prepare_pictures, write_report
+from byteloom.commands import UsageError, check_output, note, parse, prepare_pictures, write_report
+from byteloom.corpus import Corpus
+from byteloom.documents import DataError
 from byteloom.dynamic import DYNAMIC_RATE
-from byteloom.evaluation import (
-    Evaluation,
-    Method,
-    baselines,
-    evaluate,
-    first_bytes,
-    predicted_part,
-)
+from byteloom.evaluation import Evaluation, Method, baselines, evaluate, first_bytes, predicted_part
+from byteloom.models.multiscale import Multiscale
 from byteloom.models.store import load, read_run
 from byteloom.quantization import Weights, quantize
 from byteloom.shards import open_data
-from byteloom.words import per_word
+from byteloom.words import check_text, per_word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +46,8 @@ class Options:
     dynamic_rate: float = DYNAMIC_RATE
     """How fast it learns with --dynamic."""
     noise: float = 0.0
-    """Measure also what a damaged past costs: replace this share of the bytes by others, and score those that are
-    left."""
+    """Measure also what a damaged past costs: put bytes drawn as often as the data have them in this share of the
+    places, and score the others."""
     seed: int = 0
     """Of the noise."""
     words: bool = False
@@ -86,44 +83,71 @@ def main(argv: list[str]) -> None:
     options = parse(Options, argv, "evaluate", replace(options, media=media))
     if options.show < 1 or options.show_bytes < 0:
         raise UsageError(f"--show is {options.show} and --show-bytes {options.show_bytes}; give at least 1 and 0")
-    if options.dynamic and options.weights != "fp32":
-        raise UsageError(f"--dynamic changes weights, and {options.weights} ones do not learn; take --weights fp32")
+    if not 0 <= options.noise < 1:
+        raise UsageError(f"--noise is {options.noise}; it is a share of the bytes, from 0 to below 1")
+    check_numbers(options.context, options.batch_size, options.max_bytes)
+    check_learning(options.dynamic, options.weights)
+    check_output(options.json, *options.paths)
     if options.pictures is not None:
         prepare_pictures(options.pictures)
     network = quantize(load(options.model, options.device), options.weights)
     corpus = open_data(list(options.paths), options.modality, options.media)
     if options.max_bytes is not None:
         corpus = first_bytes(corpus, options.max_bytes, network.config)
-    measure = functools.partial(
-        evaluate,
-        network,
-        corpus,
-        method=options.method,
-        context=options.context,
-        batch_size=options.batch_size,
-        dynamic=options.dynamic_rate if options.dynamic else None,
-    )
-    try:
-        found = measure()
-        noisy = measure(noise=options.noise, seed=options.seed) if options.noise else None
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    counted = predicted_part(corpus, network.config)
+    if options.words:
+        check_text([name for mark, name in counted.modalities.items() if mark in counted.segment_marks])
+    settings: dict[str, Any] = {
+        "method": options.method,
+        "context": options.context,
+        "batch_size": options.batch_size,
+        "dynamic": options.dynamic_rate if options.dynamic else None,
+    }
+    found = measured(options.model, network, corpus, **settings)
+    noisy = None
+    if options.noise:
+        noisy = measured(options.model, network, corpus, **settings, noise=options.noise, seed=options.seed)
     report = found.to_json()
     if noisy is not None:
         report["noisy"] = {"noise": noisy.noise, "bits_per_byte": noisy.bits_per_byte, "bytes": noisy.bytes}
     if options.words:
-        report |= per_word(found, predicted_part(corpus, network.config))
-    report["baselines"] = baselines(predicted_part(corpus, network.config)) if options.baseline else {}
+        report |= per_word(found, counted)
+    report["baselines"] = baselines(counted) if options.baseline else {}
     report["skipped"] = [{"file": name, "reason": reason} for name, reason in corpus.skipped]
-    write_report(report, options.json)
     if options.json != "-":
         show(options.model, found, report)
+    write_report(report, options.json)
     if options.pictures is not None:
         from byteloom.showcase import show_evaluation
 
         count, most = options.show, options.show_bytes
         path = show_evaluation(options.pictures, network, corpus, found, count=count, most_bytes=most)
         note(f"shown in {path}")
+
+
+def check_numbers(context: int | None, batch_size: int | None, max_bytes: int | None) -> None:
+    """Refuses numbers of which nothing comes. Raises UsageError."""
+    for name, value in (("context", context), ("batch-size", batch_size), ("max-bytes", max_bytes)):
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} is {value}; give at least 1")
+
+
+def check_learning(dynamic: bool, weights: Weights) -> None:
+    """Refuses weights that do not learn where they are to. Raises UsageError."""
+    if dynamic and weights != "fp32":
+        raise UsageError(f"--dynamic changes weights, and {weights} ones do not learn; take --weights fp32")
+
+
+def measured(path: Path, model: Multiscale, corpus: Corpus, **settings: Any) -> Evaluation:
+    """What `evaluate` finds of the model of a folder. Raises UsageError, and DataError where it finds no number."""
+    try:
+        found = evaluate(model, corpus, **settings)
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from error
+    if not math.isfinite(found.bits_per_byte):
+        cause = "the model gives logits that are no numbers; take another checkpoint of it"
+        raise DataError(f"{path}: {cause if found.bytes else 'there is no byte that it is measured on; add data'}")
+    return found
 
 
 def show(model: Path, found: Evaluation, report: Mapping[str, Any]) -> None:
@@ -134,7 +158,7 @@ def show(model: Path, found: Evaluation, report: Mapping[str, Any]) -> None:
     table.columns[1].justify = table.columns[2].justify = "right"
     error = "" if found.standard_error is None else f" ± {found.standard_error:.4f}"
     size = f"{found.bits_per_byte * found.bytes / 8:,.0f}"
-    table.add_row(f"[bold]{model}", f"[bold]{found.bits_per_byte:.4f}{error}", size)
+    table.add_row(f"[bold]{escape(str(model))}", f"[bold]{found.bits_per_byte:.4f}{error}", size)
     for name, entry in report["baselines"].items():
         table.add_row(name, f"{entry['bits_per_byte']:.4f}", f"{entry['bytes']:,}")
     console.print(table)
@@ -147,7 +171,7 @@ def show(model: Path, found: Evaluation, report: Mapping[str, Any]) -> None:
         for name, sums in found.by_modality.items():
             sample = sums.get("bits_per_sample", sums.get("bits_per_dimension"))
             wide = "" if sample is None else f"{sample:.4f}"
-            table.add_row(name, f"{sums['bits_per_byte']:.4f}", wide, f"{sums['bytes']:,}")
+            table.add_row(escape(name), f"{sums['bits_per_byte']:.4f}", wide, f"{sums['bytes']:,}")
         console.print(table)
     if len(found.by_position_in_patch) > 1:
         shown = ("none" if bits is None else f"{bits:.3f}" for bits in found.by_position_in_patch)

@@ -27,12 +27,13 @@ def run(
     Args:
         model: Run, its best/, one of its checkpoints, or model folder.
         out: Folder to make.
-        to: "hf" is opened by AutoModelForCausalLM.from_pretrained, with its tokenizer, processor and a model card;
-            "llama" by LlamaForCausalLM.from_pretrained, for one stage with what Llama has.
+        to: "hf" is opened by AutoModelForCausalLM.from_pretrained, with its tokenizer, processor and, where there is no
+            README.md, a model card; "llama" by LlamaForCausalLM.from_pretrained, for one stage with what Llama has.
         max_shard_size: With "hf", begin another file of weights after so much.
     """
     if (out / "config.json").exists():
         raise CheckpointError(f"{out}: holds a model already; name another folder")
+    has_card = to == "hf" and (out / "README.md").exists()
     if to == "hf":
         from byteloom.hf.folder import export_hf
 
@@ -44,4 +45,5 @@ def run(
             export_llama(network, out)
         else:
             save(network, out, read_run(model))
-    print(f"{out}: {count:,} parameters, for {to}")
+    kept = "; its README.md was kept, no model card was written" if has_card else ""
+    print(f"{out}: {count:,} parameters, for {to}{kept}")

@@ -1,10 +1,12 @@
 """Continue a prompt of any modality: text to the terminal, anything to a file."""
 
+import glob
 import io
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -13,21 +15,23 @@ import tyro
 
 from byteloom import codecs
 from byteloom.codecs import MediaConfig, audio, image, media_from_dict, video
-from byteloom.commands import UsageError, note, parse, prepare_pictures
+from byteloom.commands import UsageError, check_output, note, parse, prepare_pictures, write_output
 from byteloom.corpus import Corpus
 from byteloom.documents import DataError, Document, Segment
 from byteloom.drafts import cut, predicted_streams, size_of, unit_of
 from byteloom.generation import generate_documents, stream
-from byteloom.manifests import is_manifest
+from byteloom.manifests import each_line, is_manifest
 from byteloom.models.config import ModelConfig
 from byteloom.models.multiscale import Multiscale
-from byteloom.models.store import load, read_run, write_atomically
+from byteloom.models.store import load, read_run
 from byteloom.quantization import Weights, quantize
 from byteloom.sampling import SamplingConfig
 from byteloom.train.acceleration import can_compile
 
 USUAL_BYTES = 512
-"""What is written where nothing says how much."""
+"""What is written where nothing says how much; of sound and video it is a second."""
+MOST_USUAL_BYTES = 1 << 17
+"""A second that takes more is cut, at a whole sample or frame: a minute or two of work on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,8 @@ class Options:
     """Keep this share of the prompt's last part (0 to 1) and write the rest; default: half of what is whole already,
     such as a picture, and all of the rest."""
     max_bytes: int | None = None
-    """Write at most so many bytes; default: what a picture lacks or --prompt-share leaves out, else 512."""
+    """Write at most so many bytes; default: what a picture lacks or --prompt-share leaves out, else a second of sound
+    or video (no more than 131,072 bytes or a frame), else 512."""
     seconds: float | None = None
     """Write exactly so many seconds of sound or video."""
     size: str | None = None
@@ -88,6 +93,8 @@ class Options:
     """Compile the model first: half a minute, then two to four times as fast on a CPU."""
     out: Path | None = None
     """Write to this file, in the format of its suffix, instead of stdout; several parts get a file each."""
+    overwrite: bool = False
+    """Replace the file if it is there."""
     pictures: Path | None = None
     """Show what was written in this folder, as index.html: beside its original, and what each place cost in bits."""
     media: Annotated[MediaConfig, tyro.conf.arg(name="")] = field(default_factory=MediaConfig)
@@ -98,6 +105,7 @@ def main(argv: list[str]) -> None:
     options = parse(Options, argv, "generate")
     run = read_run(options.model)
     options = parse(Options, argv, "generate", replace(options, media=media_from_dict(run.get("media") or {})))
+    check_output(options.out, *inputs_of(options), overwrite=options.overwrite)
     if options.pictures is not None:
         prepare_pictures(options.pictures)
     network = quantize(load(options.model, options.device), options.weights)
@@ -149,6 +157,15 @@ def is_plain(modality: str) -> bool:
 def is_text(document: Document) -> bool:
     """Whether a document is one part, of text or bytes."""
     return len(document.segments) == 1 and is_plain(document.segments[0].modality)
+
+
+def inputs_of(options: Options) -> list[Path]:
+    """The files that are read, and so not to be written: the prompt's, and those that a manifest names."""
+    path = options.prompt_file
+    if path is None:
+        return []
+    parts = next(each_line(path, path.name, options.media, []), ("", []))[1] if is_manifest(path) else []
+    return [path, *(part.source for part in parts if isinstance(part.source, Path))]
 
 
 # -- the prompt --------------------------------------------------------------------------------------------------------
@@ -234,14 +251,20 @@ def continue_text(
     if options.out is None:
         sys.stdout.buffer.write(head)
         sys.stdout.buffer.flush()
-    for step in steps:
-        values = bytes(value for _, value in step)
-        written += values
-        if options.out is None:
-            sys.stdout.buffer.write(values)
-            sys.stdout.buffer.flush()
+    try:
+        for step in steps:
+            values = bytes(value for _, value in step)
+            written += values
+            if options.out is None:
+                sys.stdout.buffer.write(values)
+                sys.stdout.buffer.flush()
+    except KeyboardInterrupt as error:
+        if options.out is None or not written:
+            raise
+        write_output(options.out, head + written)
+        raise KeyboardInterrupt(f"stopped; {options.out} has the {len(written):,} bytes written so far") from error
     if options.out is not None:
-        write_atomically(options.out, head + written)
+        write_output(options.out, head + written)
     elif sys.stdout.isatty() and (head + written)[-1:] != b"\n":
         print()
     data = np.concatenate([prompt.data, np.frombuffer(written, np.uint8)])
@@ -265,10 +288,12 @@ def continue_document(
         raise UsageError(f"--out is needed: {', '.join(sorted(set(names)))} cannot be shown in a terminal")
     if options.out is not None and len(names) == 1 and prompt.segments[0].header:
         content_of(prompt.segments[0], options.out.suffix)  # refuses a suffix now and not after the work
+    if options.out is not None and (len(names) > 1 or follow):
+        for path in sorted(options.out.parent.glob(f"{glob.escape(options.out.name)}.[0-9]*")):
+            check_output(path, *inputs_of(options), overwrite=options.overwrite)
     prompt = prompt if streams else with_header(network, prompt, shared)
-    limit = max_bytes(prompt, left_out, follow, options, network.config)
-    exact = limit if options.seconds is not None else 0
-    found = generate_documents(network, prompt, max_bytes=limit, min_bytes=exact, modalities=follow, **shared)
+    most, least = how_much(prompt, left_out, follow, options, network.config)
+    found = generate_documents(network, prompt, max_bytes=most, min_bytes=least, modalities=follow, **shared)
     document = cast(Document, found)
     suffix = options.out.suffix if options.out is not None and len(document.segments) == 1 else ""
     try:
@@ -278,13 +303,13 @@ def continue_document(
     if options.out is None:
         sys.stdout.buffer.write(b"".join(contents))
     elif len(contents) == 1:
-        write_atomically(options.out, contents[0])
+        write_output(options.out, contents[0])
     else:
         paths = []
         for i, (segment, content) in enumerate(zip(document.segments, contents, strict=True)):
             suffix = codecs.by_modality(segment.modality).FILE_SUFFIX if segment.modality in codecs.MARKS else ".npy"
             paths.append(options.out.with_name(f"{options.out.name}.{i}{suffix}"))
-            write_atomically(paths[-1], content)
+            write_output(paths[-1], content)
         note(f"{len(paths)} parts: {', '.join(map(str, paths))}")
     return document
 
@@ -300,24 +325,40 @@ def with_header(network: Multiscale, prompt: Document, shared: Mapping[str, Any]
     return prompt
 
 
-def max_bytes(prompt: Document, left_out: int, follow: Sequence[str], options: Options, config: ModelConfig) -> int:
-    """How much to write: what is asked for, else what is lacking, else as much as is usual."""
+def how_much(
+    prompt: Document, left_out: int, follow: Sequence[str], options: Options, config: ModelConfig
+) -> tuple[int, int]:
+    """The most and the least to write: what is asked for, else what is lacking, else as much as is usual."""
     last = prompt.segments[-1] if prompt.segments else None
+    alone = last is not None and last.modality in ("audio", "video") and not config.embedder.streams
+    timed = last if alone else None
     if options.seconds is not None:
-        if last is None or last.modality not in ("audio", "video") or config.embedder.streams:
+        if timed is None:
             raise UsageError("--seconds is for sound and video by themselves; say --max-bytes")
-        header = last.header
-        rate = audio.unpack_header(header)[0] if last.modality == "audio" else video.unpack_header(header)[3]
-        return round(options.seconds * rate) * unit_of(last)
+        size = round(options.seconds * rate_of(timed)) * unit_of(timed)
+        return size, size
     if options.max_bytes is not None:
-        return options.max_bytes
+        return options.max_bytes, 0
     if config.embedder.streams:  # what is given says where the end is, if anything is
         given = [len(part.data) for part in prompt.segments if part.modality not in predicted_streams(config)]
-        return config.span(0) * max(given) if any(given) else left_out or config.context
+        return config.span(0) * max(given) if any(given) else left_out or config.context, 0
     if left_out or last is None:
-        return left_out or USUAL_BYTES
+        return left_out or USUAL_BYTES, 0
+    if timed is not None:
+        unit, rate = unit_of(timed), rate_of(timed)
+        units = max(1, min(round(rate), MOST_USUAL_BYTES // unit))
+        size, seconds = units * unit, float(units / rate)
+        note(f"writes {seconds:.3g} s of {timed.modality}, {size:,} bytes; --seconds says otherwise")
+        return size, 0 if follow else size
     lacking = (size_of(last) or 0) - len(last.data)
-    return max(lacking, 0) + (USUAL_BYTES if follow or lacking <= 0 else 0)
+    return max(lacking, 0) + (USUAL_BYTES if follow or lacking <= 0 else 0), 0
+
+
+def rate_of(segment: Segment) -> int | Fraction:
+    """Samples or frames a second."""
+    if segment.modality == "audio":
+        return audio.unpack_header(segment.header)[0]
+    return video.unpack_header(segment.header)[3]
 
 
 def content_of(segment: Segment, suffix: str) -> bytes:

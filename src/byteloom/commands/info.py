@@ -10,7 +10,7 @@ from rich.table import Table
 
 from byteloom import recipes
 from byteloom.clusters import UTILISATION, Cluster
-from byteloom.commands import UsageError, call, write_report
+from byteloom.commands import UsageError, call, check_output, write_report
 from byteloom.models.store import read_model_config
 from byteloom.planning import plan_run
 from byteloom.sizing import describe, propose
@@ -71,6 +71,10 @@ def run(
             table.add_row(name, (recipe.__doc__ or "").splitlines()[0])
         console.print(table)
         return
+    for name, value in (("context", context), ("batch-size", batch_size), ("accumulation", accumulation)):
+        if value is not None and value < 1:
+            raise UsageError(f"--{name} is {value}; it must be at least 1")
+    check_output(json)
     if not gpus and any(option is not None for option in (bytes, price, accumulation, activation_memory)):
         raise UsageError("--bytes, --price, --accumulation and --activation-memory plan training; add --gpus N")
     budget = (flops_per_byte, parameters, memory)

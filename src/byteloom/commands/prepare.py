@@ -11,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from byteloom import hub
 from byteloom.codecs import DEFAULT_MEDIA, MediaConfig
-from byteloom.commands import UsageError, call, note, write_report
+from byteloom.commands import UsageError, call, check_output, note, write_report
 from byteloom.preparation import prepare
 from byteloom.shards import open_prepared
 
@@ -55,6 +55,8 @@ def run(
         verify: Make nothing; read the prepared data in PATHS whole and compare every file with its checksum.
         json: Write the counts as JSON to this file, or to stdout with "-".
     """
+    if json is None or out is None or Path(json).parent != out:  # that folder is made first
+        check_output(json, *map(Path, paths))
     if verify:
         check(paths, json)
         return
@@ -72,7 +74,7 @@ def run(
             modality=modality,
             media=media,
             shard_bytes=shard_bytes,
-            workers=workers or len(os.sched_getaffinity(0)),
+            workers=workers or num_cores(),
             resume=resume,
             overwrite=overwrite,
         )
@@ -83,6 +85,11 @@ def run(
         sizes = ", ".join(f"{size:,} bytes of {name}" for name, size in counts["modalities"].items())
         print(f"{out}: {counts['documents']:,} documents, {sizes}; {len(counts['skipped'])} skipped")
         sys.stdout.flush()
+
+
+def num_cores() -> int:
+    """How many cores this process may use; all of them where the system, such as macOS, does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def prepare_shown(paths: list[str], out: Path, **options: Any) -> dict[str, Any]:

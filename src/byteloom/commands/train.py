@@ -7,8 +7,8 @@ from typing import Annotated
 import tyro
 
 from byteloom import recipes
-from byteloom.codecs import MediaConfig
-from byteloom.commands import UsageError, parse, write_report
+from byteloom.codecs import MediaConfig, by_modality
+from byteloom.commands import UsageError, check_output, parse, write_report
 from byteloom.hub import parse as parse_dataset
 from byteloom.models.config import ModelConfig
 from byteloom.train.data import check_mixture, settle_media
@@ -31,6 +31,8 @@ class Options:
     """Folder for the run: model, checkpoints, metrics."""
     valid: tuple[str, ...] = ()
     """Held-out data to measure bits per byte on while training."""
+    modality: str | None = None
+    """Read every file of --data and --valid as this one; by default each by its name and content."""
     hf_dataset: tuple[str, ...] = ()
     """Datasets of Hugging Face to learn from, each as NAME_OR_PATH[:split[:column]]; several columns joined with "+"
     make one document. For --mixture they come after --data."""
@@ -74,7 +76,9 @@ def main(argv: list[str]) -> None:
     )
     if asks_help:
         print(f"RECIPE is one of {names}; shown are the defaults of {name}.\n")
-    options = parse(Options, [arg for arg in argv if arg != name or argv.index(arg)], f"train {name}", defaults)
+    options = parse(Options, argv[1:] if argv[0] == name else argv, f"train {name}", defaults)
+    if options.json is None or Path(options.json).parent != options.out:  # that folder is made first
+        check_output(options.json, *map(Path, [*options.data, *options.valid]))
     data = [*options.data, *(parse_dataset(text, options.hf_streaming) for text in options.hf_dataset)]
     valid = [*options.valid, *map(parse_dataset, options.hf_valid)]
     if not data:
@@ -84,6 +88,8 @@ def main(argv: list[str]) -> None:
     settle_media([*options.data, *options.valid], options.media, config.media)  # or what was asked would go unheard
     try:
         check_mixture(options.train.mixture, len(data))
+        if options.modality is not None:
+            by_modality(options.modality)
     except ValueError as error:
         raise UsageError(str(error)) from None
     result = train(
@@ -99,6 +105,7 @@ def main(argv: list[str]) -> None:
         valid=valid or None,
         resume=options.resume,
         init=options.init,
+        modality=options.modality,
         show=True,
     ).summary()
     if not is_main():

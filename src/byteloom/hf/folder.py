@@ -4,6 +4,7 @@ Cost: one copy of the weights.
 """
 
 import json
+import tempfile
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -21,19 +22,26 @@ from byteloom.train.metrics import read_metrics
 def export_hf(source: str | PathLike[str], folder: str | PathLike[str], max_shard_size: str = "5GB") -> int:
     """Writes a run, checkpoint or model folder as a folder for transformers; returns the number of parameters.
 
+    A README.md that is there is kept, in place of a model card. config.json comes last: a folder that has one is whole.
     Raises CheckpointError where `source` is no model, OSError where `folder` cannot be written.
     """
     source, folder = Path(source), Path(folder)
     run = read_run(source)
     model = ByteloomForCausalLM.from_native(load(source), run)
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer = tokenizer_of(model, run)
-    tokenizer.save_pretrained(folder)
-    if model.config.vocab_size >= len(tokenizer):
-        ByteloomProcessor(tokenizer, media=media_from_dict(run.get("media") or {})).save_pretrained(folder)
     metrics = source / "metrics.jsonl"
     card = model_card(model, run, read_metrics(metrics) if metrics.exists() else [])
-    (folder / "README.md").write_text(card, "utf-8")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", suffix=".partial", dir=folder) as name:
+        partial = Path(name)
+        model.save_pretrained(partial, max_shard_size=max_shard_size)
+        tokenizer.save_pretrained(partial)
+        if model.config.vocab_size >= len(tokenizer):
+            ByteloomProcessor(tokenizer, media=media_from_dict(run.get("media") or {})).save_pretrained(partial)
+        if not (folder / "README.md").exists():  # a clone of a repository on the hub has its own
+            (partial / "README.md").write_text(card, "utf-8")
+        for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
+            file.replace(folder / file.name)
     return model.num_parameters()
 
 

@@ -93,6 +93,7 @@ class ByteloomForCausalLM(PreTrainedModel, GenerationMixin):
     def from_pretrained(cls, name: str | PathLike[str] | None, *args: Any, **options: Any) -> Any:
         """As in transformers. Raises CheckpointError where weights are missing or do not belong to the model."""
         wanted = options.pop("output_loading_info", False)
+        options["ignore_mismatched_sizes"] = True  # refused below, by name
         loaded: Any = super().from_pretrained(name, *args, output_loading_info=True, **options)
         model, info = loaded
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -260,6 +261,12 @@ class ByteloomForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> dict[str, Any]:
         """The ids that the cache has not read, and what else `forward` takes; the general one looks at far more."""
         ids = input_ids if next_sequence_length is None else input_ids[:, -next_sequence_length:]
+        marks, mask, cache = (kwargs.get(name) for name in ("modality_ids", "attention_mask", "past_key_values"))
+        if marks is not None and marks.ndim == 2:  # they are of the prompt, and a cache has its own mark
+            prompt, marks = input_ids[:, : marks.shape[1]], marks[:, : input_ids.shape[1]]
+            mask = None if mask is None else mask[:, : prompt.shape[1]]
+            has_read = isinstance(cache, ByteloomCache) and cache.is_initialized
+            kwargs["modality_ids"] = None if has_read else first_marks(masked(prompt, mask), marks)
         return {"input_ids": ids.to(self.device)} | {name: kwargs[name] for name in OF_GENERATION if name in kwargs}
 
     def _prepare_cache_for_generation(

@@ -24,6 +24,17 @@ HASHES, MULTIPLIER = 2**31 - 1, 1_540_483_477
 """Of strings: a polynomial modulo a prime, in which no product exceeds 63 bits."""
 
 
+def as_ids(ids: Tensor, ndim: int = 2) -> Tensor:
+    """Ids (B, T), or (N,) with `ndim` 1, as int64: in a narrower type hashes would overflow without a word.
+
+    Raises ValueError where they have another shape or are no integers.
+    """
+    if ids.ndim != ndim or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        wanted = "integers (B, T), a sequence a row" if ndim == 2 else "integers (N,), one for each row"
+        raise ValueError(f"ids have shape {tuple(ids.shape)} and type {ids.dtype}; give {wanted}")
+    return ids.long()
+
+
 @dataclass(frozen=True, kw_only=True)
 class PatchConfig:
     """How bytes become the vectors of a stage, and how these reach the next finer stage."""

@@ -20,7 +20,7 @@ from byteloom.layers.continuous import UniversalPatchEmbedder
 from byteloom.layers.linear import Linear, multiply
 from byteloom.layers.matches import Matches, matches
 from byteloom.layers.modalities import Embedder, ModalEmbedder, Tagged, through_kinds
-from byteloom.layers.patching import Expander, PatchEmbedder, draw_waves
+from byteloom.layers.patching import Expander, PatchEmbedder, as_ids, draw_waves
 from byteloom.layers.prediction import distances, of_bytes
 from byteloom.layers.state import Past
 from byteloom.layers.transformer import Stack
@@ -102,10 +102,10 @@ class Multiscale(nn.Module):
 
         T = 0 gives (B, 1, V), the distribution of the first byte. Where ids begin inside a document, `mark` (B,) is the
         mark in force there and `since` (B,) how much of its segment's data came before. `inputs` are continuous inputs
-        that the coarsest stage reads first. Raises ValueError where learned positions end.
+        that the coarsest stage reads first. Raises ValueError where learned positions end, or for what are no ids.
         """
+        ids, prefix = as_ids(ids), self.prefix(inputs)
         length = max(ids.shape[1], 1)
-        prefix = self.prefix(inputs)
         self.check_length(length, prefix)
         tagged = self.tag(self.pad(ids), mark, since)
         h = self.finer(tagged, self.coarsest(tagged, prefix))[:, :length]
@@ -127,6 +127,7 @@ class Multiscale(nn.Module):
         `counted` (B, T) leaves positions out of the sums where it is False; PAD, and the streams of a fused model that
         are context only, are always left out. The rest is as in `forward` and `nats`.
         """
+        ids = as_ids(ids)
         if ids.shape[1] == 0:
             return summed_loss(self.starts[0].new_zeros(ids.shape), ids)
         if self.training and self.config.embedder.stream_dropout:
@@ -153,7 +154,8 @@ class Multiscale(nn.Module):
         and are run again in the backward pass, save for the last chunk: the memory of their activations does not grow
         with T. The numbers are the same.
         """
-        length, prefix = ids.shape[1], self.prefix(inputs)
+        ids, prefix = as_ids(ids), self.prefix(inputs)
+        length = ids.shape[1]
         self.check_length(length, prefix)
         tagged = self.tag(self.pad(ids), mark, since)
         padded = tagged.ids
@@ -429,14 +431,14 @@ class Multiscale(nn.Module):
         `chunk` bytes of the batch at a time; so a long prompt costs little more than stage 0.
         Raises ValueError where a prompt does not fit or the state is not fresh.
         """
-        return decoding.prefill(self, ids, lengths, state, chunk)
+        return decoding.prefill(self, as_ids(ids), lengths, state, chunk)
 
     def step(self, ids: Tensor, state: State, rows: Sequence[int] | None = None) -> Tensor:
         """Append ids (N,), one byte to each of `rows` (None: to all), and return the logits (B, V) of the next bytes.
 
         Changes `state`; rows that are not named stand where they stood. Raises ValueError where a row is full.
         """
-        return decoding.step(self, ids, state, rows)
+        return decoding.step(self, as_ids(ids, 1), state, rows)
 
     def room(self, state: State) -> int:
         """The most bytes a row can have and still be asked for the next: a learned table has no row after its last."""

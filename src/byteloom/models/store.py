@@ -9,8 +9,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
-import secrets
 import types
 import typing
 import warnings
@@ -26,6 +24,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor
 
 from byteloom import __version__
+from byteloom.files import write_atomically, write_json
 from byteloom.models.config import ModelConfig
 from byteloom.models.multiscale import Multiscale
 
@@ -46,9 +45,13 @@ class CheckpointError(Exception):
 def save(model: Multiscale, folder: str | PathLike[str], run: Mapping[str, Any] | None = None) -> None:
     """Writes `config.json` and `model.safetensors` into a folder, which is made if it is not there.
 
-    `run` is kept in config.json as it is, for people to read: how the model came to be. Raises OSError.
+    `run` is kept in config.json as it is, for people to read: how the model came to be. Raises OSError, and
+    CheckpointError for a model of narrow weights, which its config would not tell from a wide one.
     """
-    write_model(Path(folder), model.state_dict(), config_of(model, run))
+    weights = model.state_dict()
+    if weights.keys() - dict(model.named_parameters()).keys():
+        raise CheckpointError(f"{folder}: a quantized model is not saved; save it before, and quantize what is loaded")
+    write_model(Path(folder), weights, config_of(model, run))
 
 
 def write_model(folder: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
@@ -244,38 +247,25 @@ def read_weights(folder: Path, device: torch.device | str = "cpu") -> dict[str, 
     if (folder / "model.safetensors").exists() or not index.exists():
         weights = read_tensors(folder / "model.safetensors", device)
     else:
-        files = read_json(index).get("weight_map")
-        names = sorted(set(files.values())) if isinstance(files, dict) else []
-        if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
-            raise CheckpointError(f"{index}: is damaged, it lists no files of this folder; take another copy")
-        weights = {name: tensor for file in names for name, tensor in read_tensors(folder / file, device).items()}
+        parts = [read_tensors(folder / file, device) for file in listed_files(index)]
+        weights = {name: tensor for part in parts for name, tensor in part.items()}
     inside = "model."  # where the native model stands in that of byteloom.hf
     return {name.removeprefix(inside): tensor for name, tensor in weights.items()}
+
+
+def listed_files(index: Path) -> list[str]:
+    """The files that transformers' index of weights lists. Raises CheckpointError where they are not of its folder."""
+    files = read_json(index).get("weight_map")
+    names = list(files.values()) if isinstance(files, dict) else []
+    if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
+        raise CheckpointError(f"{index}: is damaged, it lists no files of this folder; take another copy")
+    return sorted(set(names))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: dict[str, str] | None = None) -> None:
     """Writes a safetensors file, whole or not at all, with `about` in its header."""
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, tensors_to_bytes(held, about))
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Writes a JSON file, whole or not at all."""
-    write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replaces a file by new content that has reached the disk."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with open(partial, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 # -- checksums, and checkpoints in pieces ----------------------------------------------------------------------------

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
 
+from byteloom.files import held, sync, write_json
 from byteloom.models.config import ModelConfig
 from byteloom.models.multiscale import Multiscale
 from byteloom.models.store import (
@@ -38,10 +39,8 @@ from byteloom.models.store import (
     read_json,
     read_pieces,
     sealed,
-    write_json,
     write_model,
 )
-from byteloom.shard_files import sync
 from byteloom.train.average import Average
 from byteloom.train.distributed import World
 from byteloom.train.optim import Optimizers
@@ -69,7 +68,8 @@ class Progress:
     data_bytes: int = 0
     """Bytes in the data that are learned from; a run goes on with the same."""
     precision: str = ""
-    """"bf16" or "fp32", as decided when the run began; so are these three, for they change the last digits."""
+    """"bf16" or "fp32", as decided when the run began or asked for since; so are these three, for they change the last
+    digits."""
     compiled: bool = False
     """Whether torch.compile is used."""
     chunk: int | None = None
@@ -225,11 +225,27 @@ def removing(partial: Path | None) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def alone_in(run: Path, world: World) -> Iterator[None]:
+    """Inside, no other run is in this folder, which is made. Raises CheckpointError where another process trains in it.
+
+    Only the main process asks, for all of its run.
+    """
+    if not world.main:
+        yield
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    with held(run, CheckpointError(f"{run}: another process trains in it; wait until it has ended, or stop it")):
+        yield
+
+
 def clean_up(run: Path) -> None:
     """Removes what a killed run left half written."""
     best, old = run / "best", run / ".best.old"
     if old.exists() and not best.exists():  # killed between two renames
         old.rename(best)
+    if cut_off(run):  # or another kill would leave a model and nothing that says whose it is
+        (run / "model.safetensors").unlink()
     for path in [*run.glob(".best.*"), *(run / "checkpoints").glob(".*.partial")]:
         shutil.rmtree(path, ignore_errors=True)
     for path in run.glob(".*.partial"):
@@ -255,6 +271,35 @@ def tensors_of(model: Multiscale, optimizers: Optimizers, average: Average | Non
 def list_checkpoints(run: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
     return sorted((run / "checkpoints").glob("step-*"))
+
+
+def checkpoints_of(run: Path, resume: bool) -> list[Path]:
+    """The whole checkpoints of the run that a folder is for: none where it begins.
+
+    A run that was killed before its first one begins anew; but not over a model that no checkpoint goes on from.
+
+    Raises:
+        CheckpointError: the folder holds a run and `resume` is False, or it holds such a model.
+    """
+    found, model = list_checkpoints(run), run / "model.safetensors"
+    if not found and model.exists() and not cut_off(run):
+        raise CheckpointError(
+            f"{run}: has a model and no checkpoints; begin with its weights by --init {run} and another --out, "
+            "or move it"
+        )
+    if any((run / name).exists() for name in ("config.json", "metrics.jsonl", "checkpoints")) and not resume:
+        raise CheckpointError(f"{run}: holds a run already; add --resume to go on with it, or name another folder")
+    return found
+
+
+def cut_off(run: Path) -> bool:
+    """Whether a run was killed when its model was written and the first checkpoint, which it is of, had no name yet."""
+    try:
+        written = (run / "model.safetensors").stat().st_mtime_ns
+        partial = max((run / "checkpoints").glob(f".step-*[0-9].partial/{STATE}"), default=None)
+        return not list_checkpoints(run) and partial is not None and partial.stat().st_mtime_ns <= written
+    except FileNotFoundError:
+        return False
 
 
 def read_progress(folder: Path, config: ModelConfig, world: World) -> tuple[Progress, dict[str, Any]]:

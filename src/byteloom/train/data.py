@@ -6,14 +6,14 @@ Cost: that of opening the data; what is held out or sampled is named by number, 
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 
-from byteloom.codecs import DEFAULT_MEDIA, MediaConfig, media_from_dict
+from byteloom.codecs import DEFAULT_MEDIA, HEADERS, MediaConfig, audio, by_modality, media_from_dict
 from byteloom.corpus import Corpus, concatenate, split
 from byteloom.documents import PAD, VOCAB_SIZE, DataError
 from byteloom.evaluation import first_bytes, packed
@@ -25,6 +25,8 @@ from byteloom.sources import AnyPath
 from byteloom.streaming import StreamLoader
 
 Paths = Sequence[AnyPath | HubDataset]
+SHOWN = 5
+"""So many of the files that are skipped are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,14 @@ class RunData:
         return {mark: name for part in parts for mark, name in part.modalities.items()}
 
     @property
+    def skipped(self) -> list[str]:
+        """What is said of files that gave nothing: the first few by name and reason, and how many there are."""
+        parts = [*(corpus for corpus, _ in self.sources), self.held_out]  # halves of a split say the same
+        found = list(dict.fromkeys(entry for corpus in parts for entry in corpus.skipped))
+        said = [f"skipped {name}: {reason}" for name, reason in found[:SHOWN]]
+        return said + [f"skipped {len(found):,} in all"] * (len(found) > SHOWN)
+
+    @property
     def headers(self) -> dict[str, str]:
         """The commonest header of each modality that has headers, in hexadecimal: what is written without a prompt.
 
@@ -81,6 +91,7 @@ def open_run_data(
     *,
     mixture: Sequence[float] = (),
     media: MediaConfig = DEFAULT_MEDIA,
+    modality: str | None = None,
     fused: bool = False,
     valid_bytes: int = 65536,
 ) -> RunData:
@@ -92,6 +103,7 @@ def open_run_data(
         mixture: a weight for each path of `data`, which makes it a source of its own; none: all are one source.
             Streams are always sources of their own, of equal weight where none is given.
         media: how media files are read, save where prepared data say how they were made.
+        modality: what every file is read as, save prepared data and datasets; by default each by name and content.
         fused: segments run side by side, so no document may be cut.
         valid_bytes: how many bytes of each stream are held out where `valid` is not given.
 
@@ -110,18 +122,20 @@ def open_run_data(
             raise ValueError("streamed datasets cannot be mixed with other data; stream all, or none")
         streams = [open_rows(spec, media) for spec in streamed]
         held_out = (
-            joined([rows.hold_out(valid_bytes) for rows in streams]) if valid is None else open_corpus(valid, media)
+            joined([rows.hold_out(valid_bytes) for rows in streams])
+            if valid is None
+            else open_corpus(valid, media, modality)
         )
         weights = mixture or [1.0] * len(streams)
         pairs = tuple(zip(streams, weights, strict=True))
         return RunData(sources=(), streams=pairs, held_out=held_out, media=media, names=names)
     groups = [[item] for item in items] if mixture else [data]
-    corpora = [open_corpus(group, media) for group in groups]
+    corpora = [open_corpus(group, media, modality) for group in groups]
     if valid is None:
         halves = [split(corpus, whole_documents=fused) for corpus in corpora]
         corpora, held_out = [learned for learned, _ in halves], joined([kept for _, kept in halves])
     else:
-        held_out = open_corpus(valid, media)
+        held_out = open_corpus(valid, media, modality)
     pairs = tuple(zip(corpora, mixture or [1.0], strict=True))
     return RunData(sources=pairs, held_out=held_out, media=media, names=names)
 
@@ -132,13 +146,13 @@ def named(item: str | PathLike[str] | HubDataset) -> str:
     return str(item) if is_remote else Path(item.name if isinstance(item, HubDataset) else item).name
 
 
-def open_corpus(data: Paths | Corpus, media: MediaConfig) -> Corpus:
+def open_corpus(data: Paths | Corpus, media: MediaConfig, modality: str | None = None) -> Corpus:
     """Files, folders and prepared data as one corpus, followed by datasets. Raises DataError."""
     if isinstance(data, Corpus):
         return data
     items = as_list(data)
     paths, datasets = paths_among(items), [item for item in items if isinstance(item, HubDataset)]
-    corpora = [open_data(paths, None, media)] if paths or not datasets else []
+    corpora = [open_data(paths, modality, media)] if paths or not datasets else []
     return joined([*corpora, *(read_corpus(spec, media) for spec in datasets)])
 
 
@@ -189,6 +203,51 @@ def settle_media(paths: Sequence[AnyPath], wanted: MediaConfig, default: MediaCo
                         "prepare it anew with that, or ask for the same"
                     )
     return dataclasses.replace(wanted, **{modality: found for modality, (_, found) in settled.items()})
+
+
+def check_guesses(data: RunData, model: ModelConfig) -> None:
+    """Raises DataError where media are in another coding, or have other channels, than those that a model guesses.
+
+    No byte would be lost, but guesses would be worse than none. Streams are known by what is held out of them.
+    """
+    for number, known in enumerate(model.modalities):
+        guess, wanted = known.predictor.guess, known.predictor.channels
+        if guess == "none" or not HEADERS.get(known.name):
+            continue
+        for corpus in (data.held_out, *(corpus for corpus, _ in data.sources)):
+            segments = np.flatnonzero(corpus.segment_marks == known.mark)
+            _, firsts = np.unique(corpus.segment_headers[segments], axis=0, return_index=True)
+            for segment in segments[firsts].tolist():
+                document = int(corpus.document_starts.searchsorted(segment, side="right")) - 1
+                try:
+                    header = by_modality(known.name).unpack_header(corpus.header(segment))
+                except ValueError as error:
+                    raise DataError(f"{corpus.names[document]}: {error}; prepare the data anew") from error
+                is_sound = known.name == audio.MODALITY
+                channels, coding = (header[1], header[2]) if is_sound else (header[2], "picture")
+                if (coding, channels) == (guess, wanted):
+                    continue
+                options = f"channels {'grey' if wanted == 1 else 'rgb'}"
+                if is_sound:
+                    options = f"coding {guess}" + " --audio.mono" * (wanted == 1)
+                cure = f"prepare it with --{known.name}.{options}"
+                if coding == guess:
+                    cure += f", or train with --model.modalities.{number}.predictor.channels {channels}"
+                elif (coding, channels) == ("pcm16", 1):
+                    cure += ", or take audio16-small"
+                raise DataError(
+                    f"{corpus.names[document]}: is {known.name} in {coding} with {channels} channels, and the model "
+                    f"guesses {guess} with {wanted}; {cure}"
+                )
+
+
+def row_weights(weights: Mapping[str, float], names: Mapping[int, str]) -> dict[int, float]:
+    """The weight of each row of `Loss.table` that has one other than 1. Raises ValueError for an unknown name."""
+    for name in weights:
+        if name not in names.values():
+            there = ", ".join(sorted(names.values()))
+            raise ValueError(f"loss_weights names {name!r}, which is not learned from; there are {there}")
+    return {row: weights[name] for row, name in names.items() if weights.get(name, 1.0) != 1.0}
 
 
 def sample(corpus: Corpus, num_bytes: int, model: ModelConfig) -> Corpus:

@@ -30,8 +30,16 @@ from byteloom.models.store import CheckpointError, config_from_dict
 from byteloom.sizing import plan
 from byteloom.train import acceleration
 from byteloom.train.average import Average
-from byteloom.train.checkpoint import Progress, Saver, list_checkpoints, load_checkpoint, read_progress
-from byteloom.train.data import Paths, count, make_loader, open_run_data, sample
+from byteloom.train.checkpoint import (
+    Progress,
+    Saver,
+    alone_in,
+    checkpoints_of,
+    list_checkpoints,
+    load_checkpoint,
+    read_progress,
+)
+from byteloom.train.data import Paths, check_guesses, count, make_loader, open_run_data, row_weights, sample
 from byteloom.train.distributed import (
     ParallelConfig,
     World,
@@ -184,6 +192,7 @@ def train(
     valid: Paths | Corpus | None = None,
     resume: bool = False,
     init: str | PathLike[str] | None = None,
+    modality: str | None = None,
     show: bool = False,
 ) -> Trained:
     """Trains a model and leaves a RUN folder.
@@ -195,27 +204,33 @@ def train(
         valid: held-out data; by default 5 % of `data`, by file, which is then not trained on.
         resume: go on from the last checkpoint in `out`; from the beginning where there is none.
         init: a model folder to take the first weights from; it may know other modalities.
+        modality: what every file is read as; by default each by its name and content.
         show: progress on stderr.
 
     Raises:
         ValueError: `mixture` has another number of weights than there are paths, or `loss_weights` an unknown name.
-        DataError: data cannot be used.
-        CheckpointError: `out` holds a run and `resume` is False, or a checkpoint is damaged, of another model, or
-            cannot be written; earlier checkpoints stay.
+        DataError: data cannot be used, or are otherwise than the model guesses them.
+        CheckpointError: `out` holds a run and `resume` is False, or a model without checkpoints, or another process
+            trains in it; or a checkpoint is damaged, of another model, or cannot be written; earlier ones stay.
         TrainingError: the loss became NaN or infinite.
         LostError: another process of the run ended, or did not answer in time.
         OSError: there is no right to write.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after the step was finished and saved.
     """
-    settings, run = config.train, Path(out)
-    checkpoints = list_checkpoints(run)
-    if any((run / name).exists() for name in ("config.json", "metrics.jsonl", "checkpoints")) and not resume:
-        raise CheckpointError(f"{run}: holds a run already; add --resume to go on with it, or name another folder")
-    fused = bool(config.model.embedder.streams)
+    settings, run, metrics = config.train, Path(out), Path(out) / "metrics.jsonl"
+    checkpoints = checkpoints_of(run, resume)
     opened = open_run_data(
-        data, valid, mixture=settings.mixture, media=config.media, fused=fused, valid_bytes=settings.valid_bytes
+        data,
+        valid,
+        mixture=settings.mixture,
+        media=config.media,
+        modality=modality,
+        fused=bool(config.model.embedder.streams),
+        valid_bytes=settings.valid_bytes,
     )
     check_known(config.model, opened.modalities)
+    if not checkpoints:
+        check_guesses(opened, config.model)
     names = row_names(config.model, opened.modalities)
     weights = row_weights(settings.loss_weights, names)
     held_out = sample(opened.held_out, settings.valid_bytes, config.model)
@@ -265,8 +280,6 @@ def train(
             "headers": opened.headers,
         }
         world.meet()  # all have looked for what is in the folder, before there is more
-        log = MetricsLog(run / "metrics.jsonl", progress.step, writes=world.main, tensorboard=settings.tensorboard)
-        saver = Saver(run, world, settings.keep)
         began = time.monotonic() - progress.seconds
         first, saved_at, saved_step, window, stop = progress.step, time.monotonic(), progress.step, Window(), False
         places = model.counted_places(config.model.context, torch.device("cpu"))
@@ -289,8 +302,9 @@ def train(
         with (
             ProgressBar(share_done(), show and world.main) as bar,
             stop_signals() as stopped,
-            contextlib.closing(log),
-            contextlib.closing(saver),
+            alone_in(run, world),
+            contextlib.closing(MetricsLog(metrics, progress.step, world.main, settings.tensorboard)) as log,
+            contextlib.closing(Saver(run, world, settings.keep)) as saver,
             fast,
         ):
             parameters = sum(p.numel() for p in model.parameters())
@@ -302,8 +316,8 @@ def train(
                 + (f" · activations in chunks of {progress.chunk:,} bytes" if progress.chunk else "")
                 + (f" · resumed at step {progress.step}" if checkpoints else "")
             )
-            if said:
-                bar.say(said)
+            for line in [*opened.skipped, *filter(None, [said])]:
+                bar.say(line)
             model.train()
             while (done := share_done()) < 1 and not stop:
                 batches = [next(loader) for _ in range(settings.accumulation)]
@@ -392,16 +406,7 @@ def train(
             average.swap()
         if stop:
             raise KeyboardInterrupt(f"stopped at step {progress.step}, saved in {run}; --resume goes on from there")
-    return Trained(model=model.eval(), progress=progress, metrics=read_metrics(run / "metrics.jsonl"))
-
-
-def row_weights(weights: Mapping[str, float], names: Mapping[int, str]) -> dict[int, float]:
-    """The weight of each row of `Loss.table` that has one other than 1. Raises ValueError for an unknown name."""
-    for name in weights:
-        if name not in names.values():
-            there = ", ".join(sorted(names.values()))
-            raise ValueError(f"loss_weights names {name!r}, which is not learned from; there are {there}")
-    return {row: weights[name] for row, name in names.items() if weights.get(name, 1.0) != 1.0}
+    return Trained(model=model.eval(), progress=progress, metrics=read_metrics(metrics))
 
 
 def weighted(loss: Loss, weights: Mapping[int, float]) -> Tensor:
@@ -418,9 +423,10 @@ def decide(progress: Progress, config: RunConfig, world: World, anew: bool) -> P
     What the main process finds holds for all. Raises TrainingError where the model is to be compiled and there is no
     compiler.
     """
-    settings, device = config.train, world.device
+    settings, device, before = config.train, world.device, progress.precision
     if anew:
         progress.identity = secrets.token_hex(8)
+    if anew or settings.precision != "auto":
         progress.precision = acceleration.choose_precision(settings.precision, device)
     if settings.compile != "auto":
         progress.compiled = settings.compile == "on"
@@ -431,7 +437,7 @@ def decide(progress: Progress, config: RunConfig, world: World, anew: bool) -> P
         progress.compiled = acceleration.worth_compiling(planned, seconds, config.model, device)
     if progress.compiled and not acceleration.can_compile(device):
         raise TrainingError("torch.compile does not work here: it needs g++ and Python's headers; use --compile off")
-    if anew or settings.activation_memory:
+    if anew or settings.activation_memory or progress.precision != before:
         budget = settings.activation_memory and settings.activation_memory * 2**30
         budget = budget or (acceleration.available_memory(device) or math.inf) / 8
         found = plan(config.model, settings.batch_size // world.readers, progress.precision, budget)

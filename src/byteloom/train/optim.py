@@ -22,7 +22,7 @@ Schedule = Literal["cosine", "linear", "wsd", "constant"]
 
 SMALLEST = 1e-30
 """Means of gradients below it are nothing. Those of units that ReLU^2 has left dead would fall by 5 percent a step down
-to numbers that have no leading digit in fp32, and stay there; processors take about a hundred times as long for such."""
+to numbers without a leading digit in fp32, and stay there; processors take about a hundred times as long for such."""
 
 
 @dataclass(frozen=True, kw_only=True)
