@@ -554,8 +554,11 @@ def learn_peer(
 ) -> Learned:  # fmt: skip
     """Trains a peer. Raises TrainingError where the loss does not stay finite."""
     data = batches(task, shape.context, batch_size, seed)
-    # Or the first model that is compiled here would be compiled twice: a step leaves things in its library.
-    stepping(make(), data, optim, dataclasses.replace(mode, compiled=False))(0.0)
+    # The first model that a process compiles takes longer than others, and is compiled twice where no step came before.
+    for compiled in sorted({False, mode.compiled}):
+        stepping(make(), data, optim, dataclasses.replace(mode, compiled=compiled))(0.0)
+    torch._dynamo.reset()
+    acceleration.give_back()
     torch.manual_seed(seed)
     peer, data = make(), batches(task, shape.context, batch_size, seed)
     step = stepping(peer, data, optim, mode)

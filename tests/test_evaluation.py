@@ -357,6 +357,7 @@ def test_the_command_says_all_of_it(
     assert report["dynamic"] == 0.003 and report["words"] == len(REPEATED.split())
     assert report["noisy"]["noise"] == 0.1 and 0 < report["noisy"]["bytes"] < report["bytes"] == len(REPEATED)
     assert report["noisy"]["bits_per_byte"] != report["bits_per_byte"] and report["noise"] == 0
+    monkeypatch.setenv("TERM", "xterm")  # a dumb one has 80 columns
     monkeypatch.setenv("COLUMNS", "300")
     cli.main(["evaluate", str(tmp_path / "[/run]"), *command[2:], "--noise", "0.1", "--words"])
     said = capsys.readouterr().out

@@ -73,7 +73,7 @@ def one_line(text: str) -> str:
 def check_output(path: Path | str | None, *inputs: Path, overwrite: bool = True) -> None:
     """Refuses a file that could not be written after the work, before it. None and "-", which is stdout, may be.
 
-    `inputs` are what the command reads. Raises UsageError; DataError where there is a file and `overwrite` is False.
+    `inputs` are what the command reads, or writes besides. Raises UsageError; DataError where there is a file and `overwrite` is False.
     """
     if path is None or str(path) == "-":
         return
@@ -82,8 +82,8 @@ def check_output(path: Path | str | None, *inputs: Path, overwrite: bool = True)
         raise UsageError(f"{path}: is a folder; name a file")
     if not path.parent.is_dir():
         raise UsageError(f"{path}: there is no folder {path.parent}; make it, or name a file elsewhere")
-    if any(path.exists() and place.exists() and path.samefile(place) for place in inputs):
-        raise UsageError(f"{path}: is what this command reads; name another file")
+    if any(path.resolve() == place.resolve() for place in inputs):
+        raise UsageError(f"{path}: is what this command reads, or writes already; name another file")
     if path.is_file() and not overwrite:
         raise DataError(f"{path}: is there already; name another file, or add --overwrite")
     place = path if path.exists() and not path.is_file() else path.parent
