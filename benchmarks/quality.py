@@ -25,7 +25,8 @@ What is chosen for whom, so that nobody is held back:
   peers     megabyte-pytorch and mblm with rotary positions, flash attention and all else as their authors set it, Llama
             with the defaults of transformers. Each runs in the mode in which it takes the most steps in the time: fp32
             or bf16 autocast, and the faster of these also compiled where there is time for that; all are measured
-            first, compiling twice, for the first time warms the compiler up. The C library keeps memory for all.
+            first, compiling twice, for the first time warms the compiler up. The C library keeps memory
+            for all, and subnormal numbers, with which processors are slow, are zeros for all.
   windows   paper, megabyte-pytorch and mblm have as many bytes in a batch as ours, in windows as long (pictures, sound)
             or a quarter as long (text, code), in patches of 4 bytes of text, 8 of sound, 12 of pictures. Llama, whose
             steps cost more the longer its context is, has a quarter (text, code, pictures) or a half (sound).
@@ -818,6 +819,7 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
+    torch.set_flush_denormal(True)  # before there are other threads, which inherit it
     try:
         main(tyro.cli(Options))
     except (DataError, CheckpointError) as problem:
