@@ -27,9 +27,9 @@ What is chosen for whom, so that nobody is held back:
             or bf16 autocast, and the faster of these also compiled where there is time for that; all are measured
             first, compiling twice, for the first time warms the compiler up. The C library keeps memory
             for all, and subnormal numbers, with which processors are slow, are zeros for all.
-  windows   paper, megabyte-pytorch and mblm have as many bytes in a batch as ours, in windows as long (pictures, sound)
-            or a quarter as long (text, code), in patches of 4 bytes of text, 8 of sound, 12 of pictures. Llama, whose
-            steps cost more the longer its context is, has a quarter (text, code, pictures) or a half (sound).
+  windows   paper, megabyte-pytorch and mblm have as many bytes in a batch as ours, in windows as long (pictures), half as
+            long (sound) or a quarter (text, code), in patches of 4 bytes of text, 8 of sound, 12 of pictures. Llama,
+            whose steps cost more the longer its context is, has a quarter.
   pictures  all learn windows that begin where those of the scorer do, at the same places of each picture.
   training  all but ours try AdamW at two learning rates, and our Muon at our recipe's rate (--muon-factors: also at
             others), with the first seed. What is best on windows of the valid split, evenly spread, is taken for the
@@ -114,8 +114,8 @@ KINDS = {
     "text": Kind(recipe="text-small", patch_size=4, parts=4, llama_parts=4),
     "code": Kind(recipe="code-small", patch_size=4, parts=4, llama_parts=4),
     "image": Kind(recipe="image-small", patch_size=12, llama_parts=4),
-    "audio": Kind(recipe="audio-small", patch_size=8, llama_parts=2),
-    "audio:pcm16": Kind(recipe="audio16-small", patch_size=8, llama_parts=2),
+    "audio": Kind(recipe="audio-small", patch_size=8, parts=2, llama_parts=4),
+    "audio:pcm16": Kind(recipe="audio16-small", patch_size=8, parts=2, llama_parts=4),
 }
 
 

@@ -83,32 +83,32 @@ def image_large() -> RunConfig:
 
 def audio_small() -> RunConfig:
     """Sound, a byte a sample in 8-bit mu-law, 10 minutes on 2 cores: patches of 4 samples, which are guessed."""
-    return _samples(AUDIO, (128, 1), (128, 2), batch_size=2)
+    return _samples(AUDIO, (128, 1), (128, 2), batch_size=1)
 
 
 def audio_base() -> RunConfig:
     """Sound in 8-bit mu-law on one GPU: the shape of audio-small, 17M parameters."""
-    return _samples(AUDIO, (512, 4), (256, 4), batch_size=16, learning_rate=2e-3, max_seconds=3600)
+    return _samples(AUDIO, (512, 4), (256, 4), batch_size=8, learning_rate=2e-3, max_seconds=3600)
 
 
 def audio_large() -> RunConfig:
     """Sound in 8-bit mu-law on large GPUs: the shape of audio-small, 155M parameters."""
-    return _samples(AUDIO, (1024, 10), (512, 8), batch_size=32, learning_rate=1e-3, max_seconds=86400)
+    return _samples(AUDIO, (1024, 10), (512, 8), batch_size=16, learning_rate=1e-3, max_seconds=86400)
 
 
 def audio16_small() -> RunConfig:
     """Sound in 16-bit samples, 10 minutes on 2 cores: patches of 2 samples, which are guessed."""
-    return _samples(AUDIO16, (128, 1), (128, 2), batch_size=2)
+    return _samples(AUDIO16, (128, 1), (128, 2), batch_size=1)
 
 
 def audio16_base() -> RunConfig:
     """Sound in 16-bit samples on one GPU: the shape of audio16-small, 17M parameters."""
-    return _samples(AUDIO16, (512, 4), (256, 4), batch_size=16, learning_rate=2e-3, max_seconds=3600)
+    return _samples(AUDIO16, (512, 4), (256, 4), batch_size=8, learning_rate=2e-3, max_seconds=3600)
 
 
 def audio16_large() -> RunConfig:
     """Sound in 16-bit samples on large GPUs: the shape of audio16-small, 155M parameters."""
-    return _samples(AUDIO16, (1024, 10), (512, 8), batch_size=32, learning_rate=1e-3, max_seconds=86400)
+    return _samples(AUDIO16, (1024, 10), (512, 8), batch_size=16, learning_rate=1e-3, max_seconds=86400)
 
 
 def video_small() -> RunConfig:
@@ -318,8 +318,7 @@ AUDIO: dict[str, Any] = {
     "patch_size": 4,
     "window": 32,
     "offsets": tuple(range(2, 9)),
-    "muon_learning_rate": 0.02,
-    "context": 2048,
+    "context": 4096,  # the first 256 samples of a window are guessed from less than a whole filter's past
     "modalities": modalities("audio", audio=SAMPLES),
 }
 AUDIO16 = AUDIO | {"coding": "pcm16", "modalities": modalities("audio", audio=replace(SAMPLES, guess="pcm16"))}
@@ -349,7 +348,7 @@ def _samples(
     max_seconds: float = 600,
 ) -> RunConfig:  # fmt: skip
     """Two stages over media of a kind, each of a width and so many layers."""
-    small, muon = max_seconds == 600, kind.get("muon_learning_rate", 0.01)
+    small = max_seconds == 600
     stages = tuple(
         StageConfig(
             dim=dim,
@@ -372,7 +371,7 @@ def _samples(
             embedder=kind.get("embedder", EmbedderConfig(kind="universal")),
             heads=kind.get("heads", "shared"),
         ),
-        optim=OptimConfig(learning_rate=learning_rate, muon_learning_rate=muon, warmup=0.05 if small else 0.02),
+        optim=OptimConfig(learning_rate=learning_rate, muon_learning_rate=0.01, warmup=0.05 if small else 0.02),
         train=TrainConfig(batch_size=batch_size, max_seconds=max_seconds),
         media=MediaConfig(
             image=ImageConfig(scan="patch", patch=2, channels="rgb"),
