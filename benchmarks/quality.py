@@ -27,8 +27,8 @@ What is chosen for whom, so that nobody is held back:
             or bf16 autocast, and the faster of these also compiled where there is time for that; all are measured
             first, compiling twice, for the first time warms the compiler up. The C library keeps memory
             for all, and subnormal numbers, with which processors are slow, are zeros for all.
-  windows   paper, megabyte-pytorch and mblm have as many bytes in a batch as ours, in windows as long (pictures), half as
-            long (sound) or a quarter (text, code), in patches of 4 bytes of text, 8 of sound, 12 of pictures. Llama,
+  windows   paper, megabyte-pytorch and mblm have as many bytes in a batch as ours, in windows as long (pictures), half
+            as long (sound) or a quarter (text, code), in patches of 4 bytes of text, 8 of sound, 12 of pictures. Llama,
             whose steps cost more the longer its context is, has a quarter.
   pictures  all learn windows that begin where those of the scorer do, at the same places of each picture.
   training  all but ours try AdamW at two learning rates, and our Muon at our recipe's rate (--muon-factors: also at

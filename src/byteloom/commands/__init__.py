@@ -73,7 +73,8 @@ def one_line(text: str) -> str:
 def check_output(path: Path | str | None, *inputs: Path, overwrite: bool = True) -> None:
     """Refuses a file that could not be written after the work, before it. None and "-", which is stdout, may be.
 
-    `inputs` are what the command reads, or writes besides. Raises UsageError; DataError where there is a file and `overwrite` is False.
+    `inputs` are what the command reads, or writes besides. Raises UsageError; DataError where there is a file and
+    `overwrite` is False.
     """
     if path is None or str(path) == "-":
         return
