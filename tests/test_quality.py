@@ -288,7 +288,7 @@ def test_a_run_that_diverges_is_noted_and_the_others_go_on(
 ) -> None:
     quality.main(
         quality.Options(
-            suite=suite, sets=("text_x",), seconds=0.2, seeds=(0,), models=("megabyte-pytorch",), adamw_rates=(1e30,),
+            suite=suite, sets=("text_x",), seconds=2.0, seeds=(0,), models=("megabyte-pytorch",), adamw_rates=(1e30,),
             muon_factors=(1.0, 0.5), valid_bytes=512, json=tmp_path / "quality.json",
         )
     )  # fmt: skip
