@@ -70,25 +70,25 @@ def one_line(text: str) -> str:
     return " ".join(" ".join(lines).split())
 
 
-def check_output(path: Path | str | None, *inputs: Path, overwrite: bool = True) -> None:
+def check_output(path: Path | str | None, *inputs: Path, overwrite: bool = True, made: Path | None = None) -> None:
     """Refuses a file that could not be written after the work, before it. None and "-", which is stdout, may be.
 
-    `inputs` are what the command reads, or writes besides. Raises UsageError; DataError where there is a file and
-    `overwrite` is False.
+    `inputs` are what the command reads, or writes besides; `made` is a folder that it makes before it writes the file.
+    Raises UsageError; DataError where there is a file and `overwrite` is False.
     """
     if path is None or str(path) == "-":
         return
     path = Path(path)
     if path.is_dir():
         raise UsageError(f"{path}: is a folder; name a file")
-    if not path.parent.is_dir():
+    if not path.parent.is_dir() and path.parent != made:
         raise UsageError(f"{path}: there is no folder {path.parent}; make it, or name a file elsewhere")
     if any(path.resolve() == place.resolve() for place in inputs):
         raise UsageError(f"{path}: is what this command reads, or writes already; name another file")
     if path.is_file() and not overwrite:
         raise DataError(f"{path}: is there already; name another file, or add --overwrite")
     place = path if path.exists() and not path.is_file() else path.parent
-    if not os.access(place, os.W_OK):
+    if place.exists() and not os.access(place, os.W_OK):
         raise UsageError(f"{path}: {place} may not be written; name a file elsewhere")
 
 

@@ -24,6 +24,5 @@ def run(out: Path = Path("runs/demo"), seconds: float = 180.0, seed: int = 0, js
         seed: Of weights, order of data, and sampling.
         json: Also write the report's numbers as JSON to this file, or to stdout with "-".
     """
-    if json is None or Path(json).parent != out:  # that folder is made first
-        check_output(json)
+    check_output(json, made=out)
     write_report(demo(out, seconds, seed, shown=sys.stderr if json == "-" else sys.stdout), json)

@@ -55,8 +55,7 @@ def run(
         verify: Make nothing; read the prepared data in PATHS whole and compare every file with its checksum.
         json: Write the counts as JSON to this file, or to stdout with "-".
     """
-    if json is None or out is None or Path(json).parent != out:  # that folder is made first
-        check_output(json, *map(Path, paths))
+    check_output(json, *map(Path, paths), made=out)
     if verify:
         check(paths, json)
         return

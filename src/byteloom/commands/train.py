@@ -77,8 +77,7 @@ def main(argv: list[str]) -> None:
     if asks_help:
         print(f"RECIPE is one of {names}; shown are the defaults of {name}.\n")
     options = parse(Options, argv[1:] if argv[0] == name else argv, f"train {name}", defaults)
-    if options.json is None or Path(options.json).parent != options.out:  # that folder is made first
-        check_output(options.json, *map(Path, [*options.data, *options.valid]))
+    check_output(options.json, *map(Path, [*options.data, *options.valid]), made=options.out)
     data = [*options.data, *(parse_dataset(text, options.hf_streaming) for text in options.hf_dataset)]
     valid = [*options.valid, *map(parse_dataset, options.hf_valid)]
     if not data:
