@@ -29,7 +29,7 @@ from byteloom.train import acceleration, loop
 from byteloom.train.checkpoint import alone_in, list_checkpoints
 from byteloom.train.distributed import World
 from byteloom.train.loop import RunConfig, TrainConfig, TrainingError, train
-from byteloom.train.optim import OptimConfig
+from byteloom.train.optim import OptimConfig, learning_rate_at
 
 TEXT = "".join(f"line {i} of a text that is easy to learn\n" for i in range(400)).encode()
 DROPOUT = dataclasses.replace(TWO, stages=tuple(dataclasses.replace(s, dropout=0.1) for s in TWO.stages))
@@ -389,6 +389,31 @@ def test_budgets_end_a_run(data: Path, tmp_path: Path) -> None:
     assert time.monotonic() - began < 30
     with pytest.raises(ValueError, match="no end"):
         TrainConfig()
+
+
+def test_a_long_first_step_takes_nothing_from_warm_up(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+
+    def slow_at_first(
+        model: Multiscale, ids: torch.Tensor, mark: torch.Tensor | None = None, **options: object
+    ) -> Loss:
+        steps.append(mark is not None)  # the plan asks without
+        if sum(steps) == 1 and steps[-1]:
+            time.sleep(1.0)  # as compiling would
+        return plain(model, ids, mark=mark, **options)  # type: ignore[arg-type]
+
+    plain = Multiscale.loss
+    monkeypatch.setattr(Multiscale, "loss", slow_at_first)
+    run = config(steps=None, max_seconds=2.0, validations=0, log_every=1, checkpoint_seconds=1e9)
+    run = dataclasses.replace(run, optim=OptimConfig(learning_rate=1.0, warmup=0.5, schedule="linear"))
+    rows = train(run, [data], tmp_path / "run").metrics
+    assert rows[0]["seconds"] >= 1.0 and rows[0]["learning_rate"] == 0.0
+    for row in rows[1:]:
+        share = (row["seconds"] - rows[0]["seconds"]) / (2.0 - rows[0]["seconds"])
+        assert row["learning_rate"] == pytest.approx(learning_rate_at(share, run.optim), abs=0.01)
+    assert rows[-1]["learning_rate"] == pytest.approx(run.optim.final)
 
 
 def test_validation_data_may_be_given(data: Path, tmp_path: Path) -> None:

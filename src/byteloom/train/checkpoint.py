@@ -59,6 +59,9 @@ class Progress:
     """Bytes that counted in the loss so far."""
     seconds: float = 0.0
     """Time spent training, over all sittings."""
+    first_seconds: float = 0.0
+    """Of these the first step's, which compiles: a learning rate that follows the time begins after it, or compiling
+    would take the place of warm-up."""
     best: float | None = None
     """Lowest validation bits per byte so far."""
     validations: int = 0

@@ -285,11 +285,12 @@ def train(
         places = model.counted_places(config.model.context, torch.device("cpu"))
         predicted = None if places is None else places.numpy()
 
-        def share_done() -> float:
+        def share_done(after: float = 0.0) -> float:  # of the run, or of what of its time comes `after` so many seconds
+            seconds = settings.max_seconds and max(settings.max_seconds - after, 1e-9)
             return max(
                 progress.step / settings.steps if settings.steps else 0.0,
                 progress.bytes / settings.max_bytes if settings.max_bytes else 0.0,
-                progress.seconds / settings.max_seconds if settings.max_seconds else 0.0,
+                (progress.seconds - after) / seconds if seconds else 0.0,
             )
 
         def checkpoint() -> None:
@@ -336,7 +337,7 @@ def train(
                 if progress.compiled and progress.step == first:
                     acceleration.give_back()
                 drop_unused(model, used, world)
-                window.norm = window.norm + optimizers.step(done)
+                window.norm = window.norm + optimizers.step(share_done(progress.first_seconds))
                 progress.step += 1
                 progress.bytes += int(size)
                 if average:
@@ -345,6 +346,8 @@ def train(
                 aged = time.monotonic() - saved_at >= settings.checkpoint_seconds
                 agreed = world.largest(time.monotonic() - began, stopped(), aged, bool(saver.problem))
                 progress.seconds, (stop, aged, failed) = agreed[0], map(bool, agreed[1:])
+                if progress.step == 1:
+                    progress.first_seconds = progress.seconds
                 if failed:
                     raise CheckpointError(next(filter(None, world.gather(saver.problem))))
                 done = share_done()
@@ -370,7 +373,8 @@ def train(
                 row |= {"loss": nats / size if size else math.nan, "bits_per_byte": bits_per_byte(nats, size)}
                 if len(names) > 1:
                     row["by_modality"] = window.by_modality(names)
-                row["learning_rate"] = config.optim.learning_rate * learning_rate_at(done, config.optim)
+                scheduled = share_done(progress.first_seconds)
+                row["learning_rate"] = config.optim.learning_rate * learning_rate_at(scheduled, config.optim)
                 if validate:
                     progress.validations = int(done * settings.validations)
                     if average:
