@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from byteloom.documents import DataError
+from byteloom.files import write_json
 from byteloom.layers.prediction import PredictorConfig
 from byteloom.losses import bits_per_byte
 from byteloom.train import acceleration
@@ -248,9 +249,7 @@ def main(options: Options) -> None:
                 if str(seed) in rows:
                     continue
                 rows[str(seed)] = measure(options, task, changes[change], seed)
-                partial = options.json.with_name(options.json.name + ".partial")
-                partial.write_text(json.dumps(known, indent=1) + "\n")
-                partial.replace(options.json)
+                write_json(options.json, known)
                 row = rows[str(seed)]
                 print(f"{name} / {change} / {seed}: {row.get('problem') or round(row['valid'], 4)}", flush=True)
         show(name, found, options.seconds, console)

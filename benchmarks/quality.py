@@ -70,6 +70,7 @@ from byteloom import ModelConfig, Multiscale, StageConfig, evaluate, recipes
 from byteloom.corpus import Corpus
 from byteloom.documents import DataError
 from byteloom.evaluation import CHUNK, IDS_AT_ONCE, standard_error
+from byteloom.files import write_json
 from byteloom.losses import bits_per_byte
 from byteloom.models.store import CheckpointError, digest
 from byteloom.shards import open_data
@@ -628,9 +629,7 @@ class Results:
 
     def write(self) -> None:
         """Writes the file, whole or not at all."""
-        partial = self.path.with_name(self.path.name + ".partial")
-        partial.write_text(json.dumps(self.found, indent=1) + "\n")
-        partial.replace(self.path)
+        write_json(self.path, self.found)
 
 
 def run(
