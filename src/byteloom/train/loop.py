@@ -285,12 +285,12 @@ def train(
         places = model.counted_places(config.model.context, torch.device("cpu"))
         predicted = None if places is None else places.numpy()
 
-        def share_done(after: float = 0.0) -> float:  # of the run, or of what of its time comes `after` so many seconds
-            seconds = settings.max_seconds and max(settings.max_seconds - after, 1e-9)
+        def share_done(without: float = 0.0) -> float:  # of the run; `without` so many of its first seconds
+            left = max(settings.max_seconds - without, 1e-9) if settings.max_seconds else math.inf
             return max(
                 progress.step / settings.steps if settings.steps else 0.0,
                 progress.bytes / settings.max_bytes if settings.max_bytes else 0.0,
-                (progress.seconds - after) / seconds if seconds else 0.0,
+                (progress.seconds - without) / left,
             )
 
         def checkpoint() -> None:
