@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import configs
 import numpy as np
@@ -478,3 +479,28 @@ def test_what_was_written_before_an_interrupt_is_kept(
     code, line = refused(capsys, "generate", saved, "--prompt", "a", "--out", tmp_path / "out.txt")
     assert code == 130 and "out.txt has the 1 bytes written so far" in line
     assert (tmp_path / "out.txt").read_bytes() == b"ab"
+
+
+def test_a_sound_that_an_interrupt_ends_is_the_sound_so_far(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same samples as without, up to there; where there is none yet, no file."""
+    sound = ["generate", saved, "--prompt-file", tmp_path / "in.wav", "--seconds", "1", "--out"]
+    run_here(capsys, *sound, tmp_path / "whole.wav")
+    step, left = Multiscale.step, iter(range(25))
+
+    def interrupted(*args: Any) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        step(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Multiscale, "step", interrupted)
+        code, line = refused(capsys, *sound, tmp_path / "part.wav")
+    (whole,), (part,) = audio.encode(tmp_path / "whole.wav"), audio.encode(tmp_path / "part.wav")
+    assert code == 130 and "part.wav has the 26 bytes so far" in line
+    assert np.array_equal(part.data, whole.data[: 14 + 26])
+    with monkeypatch.context() as patch:
+        patch.setattr(Multiscale, "prefill", lambda *_: interrupted())
+        assert refused(capsys, *sound, tmp_path / "none.wav")[0] == 130
+    assert not (tmp_path / "none.wav").exists()

@@ -6,6 +6,7 @@ with the bytes of the prompt's last segment, and look at them once a patch; `gen
 documents (`grammar`), so that a model may end a segment and open another, and looks at every id.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 
@@ -24,6 +25,15 @@ from byteloom.sampling import Noise, SamplingConfig, Utf8, choose
 
 LARGEST_BURST = 16
 """Most bytes that a row writes before they are looked at; less where a patch is shorter."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C while documents were written."""
+
+    def __init__(self, documents: list[Document]):
+        super().__init__("stopped")
+        self.documents = documents
+        """The prompts with what was written till then."""
 
 
 def generate(
@@ -249,6 +259,7 @@ def generate_documents(
 
     Raises:
         ValueError: a modality is unknown, or an argument makes no sense.
+        Stopped: Ctrl-C; it has what was written. KeyboardInterrupt where that ends inside a header.
     """
     if model.config.vocab_size < VOCAB_SIZE:
         raise ValueError(f"the model has {model.config.vocab_size} ids and knows no documents; use generate")
@@ -257,18 +268,14 @@ def generate_documents(
     single = isinstance(prompts, (str, bytes, Document, np.ndarray))
     drafts = [begin(model.config, prompt, modality, modalities) for prompt in ([prompts] if single else prompts)]
     limit = _context(model, max_context, [], max_bytes)
-    _write(
-        model.eval(),
-        drafts,
-        min(limit, max([1, *(draft.grammar.room(max_bytes) for draft in drafts)])),
-        max_bytes,
-        min_bytes,
-        sampling or SamplingConfig(),
-        seed,
-        valid_utf8,
-        compiled,
-        _prefix(model, inputs, len(drafts)),
-    )
+    room = min(limit, max([1, *(draft.grammar.room(max_bytes) for draft in drafts)]))
+    prefix, sampling = _prefix(model, inputs, len(drafts)), sampling or SamplingConfig()
+    try:
+        _write(model.eval(), drafts, room, max_bytes, min_bytes, sampling, seed, valid_utf8, compiled, prefix)
+    except KeyboardInterrupt as stop:
+        with contextlib.suppress(ValueError):
+            raise Stopped([finish(model.config, draft) for draft in drafts]) from stop
+        raise
     documents = [finish(model.config, draft) for draft in drafts]
     return documents[0] if single else documents
 

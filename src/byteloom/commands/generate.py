@@ -19,7 +19,7 @@ from byteloom.commands import UsageError, check_output, note, parse, prepare_pic
 from byteloom.corpus import Corpus
 from byteloom.documents import DataError, Document, Segment
 from byteloom.drafts import cut, predicted_streams, size_of, unit_of
-from byteloom.generation import generate_documents, stream
+from byteloom.generation import Stopped, generate_documents, stream
 from byteloom.manifests import each_line, is_manifest
 from byteloom.models.config import ModelConfig
 from byteloom.models.multiscale import Multiscale
@@ -293,8 +293,27 @@ def continue_document(
             check_output(path, *inputs_of(options), overwrite=options.overwrite)
     prompt = prompt if streams else with_header(network, prompt, shared)
     most, least = how_much(prompt, left_out, follow, options, network.config)
-    found = generate_documents(network, prompt, max_bytes=most, min_bytes=least, modalities=follow, **shared)
+    try:
+        found = generate_documents(network, prompt, max_bytes=most, min_bytes=least, modalities=follow, **shared)
+    except Stopped as stop:
+        (document,) = stop.documents
+        count = sum(len(s.data) for s in document.segments) - sum(len(s.data) for s in prompt.segments)
+        if options.out is None or count <= 0:
+            raise
+        paths = write_document(document, options)
+        raise KeyboardInterrupt(f"stopped; {', '.join(map(str, paths))} has the {count:,} bytes so far") from stop
     document = cast(Document, found)
+    paths = write_document(document, options)
+    if len(paths) > 1:
+        note(f"{len(paths)} parts: {', '.join(map(str, paths))}")
+    return document
+
+
+def write_document(document: Document, options: Options) -> list[Path]:
+    """Writes a document to a file, to several, or to the terminal; what is missing of a picture or frame is black.
+
+    Raises DataError where a header that the model wrote makes no sense.
+    """
     suffix = options.out.suffix if options.out is not None and len(document.segments) == 1 else ""
     try:
         contents = [content_of(segment, suffix) for segment in document.segments]
@@ -302,16 +321,15 @@ def continue_document(
         raise DataError(f"what the model wrote is no file: {error}; try another --seed, or a prompt") from error
     if options.out is None:
         sys.stdout.buffer.write(b"".join(contents))
-    elif len(contents) == 1:
-        write_output(options.out, contents[0])
-    else:
-        paths = []
-        for i, (segment, content) in enumerate(zip(document.segments, contents, strict=True)):
-            suffix = codecs.by_modality(segment.modality).FILE_SUFFIX if segment.modality in codecs.MARKS else ".npy"
-            paths.append(options.out.with_name(f"{options.out.name}.{i}{suffix}"))
-            write_output(paths[-1], content)
-        note(f"{len(paths)} parts: {', '.join(map(str, paths))}")
-    return document
+        return []
+    paths = [options.out]
+    if len(contents) > 1:
+        of = [segment.modality for segment in document.segments]
+        suffixes = [codecs.by_modality(name).FILE_SUFFIX if name in codecs.MARKS else ".npy" for name in of]
+        paths = [options.out.with_name(f"{options.out.name}.{i}{suffix}") for i, suffix in enumerate(suffixes)]
+    for path, content in zip(paths, contents, strict=True):
+        write_output(path, content)
+    return paths
 
 
 def with_header(network: Multiscale, prompt: Document, shared: Mapping[str, Any]) -> Document:
