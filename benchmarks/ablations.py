@@ -6,6 +6,7 @@ SUITE, the names of sets, and the scorer are those of benchmarks/quality.py besi
 split's first bytes, for this is how a recipe is chosen. Each seed runs all changes one after another, so that what the
 machine does meanwhile falls on all; the difference is from the same seed's run without a change. Where a run is not
 compiled, as in 120 seconds, models see the fewer bytes the more a byte costs, as they would in a longer one.
+Changes that go together are named with " + " between them: --only "WSD + strings of 2 to 5".
 
 After each run the JSON file is written anew; --resume goes on.
 """
@@ -14,7 +15,7 @@ import dataclasses
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -167,7 +168,7 @@ class Options:
     seeds: tuple[int, ...] = (0,)
     """Of first weights and order of the data."""
     only: tuple[str, ...] = ()
-    """Only these changes, by name; none: all."""
+    """Only these changes, by name, or several at once, as "WSD + SwiGLU"; none: each by itself."""
     valid_bytes: int = 131072
     """How much of the valid split is scored."""
     compile: Literal["auto", "on", "off"] = "off"
@@ -176,6 +177,18 @@ class Options:
     """Where all numbers go."""
     resume: bool = False
     """Go on with this file."""
+
+
+def chosen(name: str, only: Sequence[str]) -> dict[str, Change]:
+    """What is tried on a set: nothing at all, then these changes, or each that its kind has.
+
+    Raises DataError where the kind has no such change.
+    """
+    known = {"none": both()} | CHANGES[name.split("_")[0].split(":")[0]]
+    for change in (part for each in only for part in each.split(" + ")):
+        if change not in known:
+            raise DataError(f"{name}: knows no change {change!r}; there are {', '.join(map(repr, known))}")
+    return {"none": both()} | {each: both(*(known[part] for part in each.split(" + "))) for each in only or known}
 
 
 def measure(options: Options, task: quality.Task, change: Change, seed: int) -> dict[str, Any]:
@@ -237,14 +250,10 @@ def main(options: Options) -> None:
     console = Console(width=140, highlight=False)
     for name in options.sets:
         task = quality.open_task(options.suite, name)
-        changes = {"none": both()} | CHANGES[name.split("_")[0].split(":")[0]]
-        for change in options.only:
-            if change not in changes:
-                raise DataError(f"{name}: knows no change {change!r}; there are {', '.join(map(repr, changes))}")
-        chosen = [change for change in changes if change == "none" or change in (options.only or changes)]
+        changes = chosen(name, options.only)
         found = known["runs"].setdefault(name, {})
         for seed in options.seeds:
-            for change in chosen:
+            for change in changes:
                 rows = found.setdefault(change, {})
                 if str(seed) in rows:
                     continue
@@ -256,6 +265,7 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
+    torch.set_flush_denormal(True)  # as benchmarks/quality.py does
     try:
         main(tyro.cli(Options))
     except DataError as problem:

@@ -23,6 +23,16 @@ def test_every_change_makes_another_run_that_can_be_built(kind: str) -> None:
         build(changed.model)
 
 
+def test_changes_go_together() -> None:
+    recipe = recipes.by_name("text-small")
+    found = ablations.chosen("text_tiny", ["WSD + strings of 2 and 3", "none"])
+    assert list(found) == ["none", "WSD + strings of 2 and 3"] and found["none"](recipe) == recipe
+    changed = found["WSD + strings of 2 and 3"](recipe)
+    assert (changed.optim.schedule, changed.model.stages[-1].ngrams) == ("wsd", (2, 3))
+    with pytest.raises(DataError, match="knows no change 'magic'"):
+        ablations.chosen("text_tiny", ["WSD + magic"])
+
+
 def test_it_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     small = recipes.by_name("text-small")
     stages = tuple(dataclasses.replace(s, dim=32, num_heads=1, ngram_rows=97) for s in small.model.stages)
